@@ -1,0 +1,135 @@
+"""The folder of a store while it is built: whose it is, what is being built there, and how it is cleared
+away.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from elmo_stream.data.index import BUILD_NAME, INDEX_NAME, SPLITS, VERSION, Propensity
+from elmo_stream.data.readers import Fields, file_identity
+from elmo_stream.errors import LockedError, UserError
+from elmo_stream.files import new_folder, read_json, write_json_durably
+
+if sys.platform != "win32":
+    import fcntl
+
+_PLAN_NAME = "plan.json"
+_LABELS, _TOKENIZER = "labels", "tokenizer"
+_OURS = (*SPLITS, _LABELS, _TOKENIZER, BUILD_NAME)
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a conversion that decide the content of the store."""
+
+    fields: Fields
+    tokenizer: str
+    max_length: int
+    backend: str
+    rows_per_shard: int
+    seed: int
+    propensity: Propensity
+
+
+def plan_of(inputs: dict[str, list[Path]], options: Options, part_bytes: int) -> dict[str, Any]:
+    """What is to be built, as JSON: an interrupted conversion continues exactly when this is equal."""
+    files = {
+        split: [[str(path.resolve()), *file_identity(path)] for path in paths]
+        for split, paths in inputs.items()
+    }
+    choices = asdict(options)
+    choices["fields"]["text"] = list(options.fields.text)
+    return {"version": VERSION, "inputs": files, "options": choices, "part_bytes": part_bytes}
+
+
+def inputs_unchanged(plan: dict[str, Any]) -> bool:
+    """Whether the inputs of a plan still have the size and time they had."""
+    return all(
+        file_identity(Path(path)) == identity
+        for files in plan["inputs"].values()
+        for path, *identity in files
+    )
+
+
+@contextmanager
+def claim(out: Path, plan: dict[str, Any], report: Callable[[str], None]) -> Iterator[bool]:
+    """Take ``out`` for building ``plan``, continuing what an interrupted conversion left; yields whether it
+    is finished.
+
+    Raises:
+        UserError: ``out`` holds a store already, or something that is not ours.
+        LockedError: another process is converting into ``out``.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: exists already and is not a folder; choose another place with --out.")
+    created = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        build = out / BUILD_NAME
+        _remove_temporaries(out)
+        same_plan = (build / _PLAN_NAME).is_file() and read_json(build / _PLAN_NAME) == plan
+        finished = (out / INDEX_NAME).exists()
+        if finished and not same_plan:
+            raise UserError(f"{out}: exists already; choose another place with --out, or remove it first.")
+        if not build.is_dir() and not created and any(out.iterdir()):
+            raise UserError(
+                f"{out}: holds files that belong to no store; choose an empty or new folder with --out."
+            )
+        if same_plan:
+            report("continuing an interrupted conversion")
+        else:
+            if build.is_dir():
+                report("the inputs or options changed since an interrupted conversion: starting afresh")
+                _remove_ours(out)
+            with new_folder(build) as temporary:
+                write_json_durably(temporary / _PLAN_NAME, plan)
+        yield finished
+
+
+def discard(out: Path) -> None:
+    """Remove what a conversion made in ``out``, and ``out`` itself when nothing else is in it."""
+    _remove_ours(out)
+    if not any(out.iterdir()):
+        out.rmdir()
+
+
+def _remove_ours(out: Path) -> None:
+    # The scratch goes last: as long as it is there, the rest is known to be ours.
+    for name in _OURS:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+
+
+def _remove_temporaries(out: Path) -> None:
+    """Remove what a killed process was writing."""
+    folders: Sequence[Path] = [out, *(out / name for name in _OURS)]
+    for folder in folders:
+        for path in folder.glob(f"*{_TEMPORARY}*") if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process; the lock ends with the process, however it ends. Windows has no such
+    lock.
+    """
+    if sys.platform == "win32":
+        yield
+    else:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise LockedError(
+                f"{folder}: another process is converting into it; wait until it has ended."
+            ) from error
+        finally:
+            os.close(descriptor)

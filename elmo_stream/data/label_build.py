@@ -1,0 +1,273 @@
+"""Building the label map in bounded memory, for more labels than a dictionary could hold.
+
+Every worker counts into a bounded dictionary and spills it as a *run*: records (hash, check, count, length)
+sorted by hash, and the names in the same order. Runs are merged, at most 64 at a time, reading each from
+front to back. The last run alone decides the ids; its memory is at most about 40 bytes a label.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elmo_stream.data.hashing import hash_names
+from elmo_stream.data.index import MAX_LABELS
+from elmo_stream.data.labels import (
+    CHECKS_FILE,
+    FREQUENCY_FILE,
+    HASHES_FILE,
+    IDS_FILE,
+    NAMES_FILE,
+    OFFSETS_FILE,
+)
+from elmo_stream.errors import UserError
+
+_RECORD = np.dtype([("hash", "<u8"), ("check", "<u8"), ("count", "<i8"), ("length", "<i4")])
+_COUNTER_LABELS = 1 << 17
+_FAN_IN = 64
+_BLOCK = 1 << 16
+_MAX_HASH = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A spilled run: ``FOLDER/NAME.records`` and ``FOLDER/NAME.names``."""
+
+    folder: Path
+    name: str
+
+    @property
+    def records_path(self) -> Path:
+        """Records sorted by hash."""
+        return self.folder / f"{self.name}.records"
+
+    @property
+    def names_path(self) -> Path:
+        """UTF-8 names, concatenated in the order of the records."""
+        return self.folder / f"{self.name}.names"
+
+    def remove(self) -> None:
+        """Delete both files."""
+        self.records_path.unlink()
+        self.names_path.unlink()
+
+
+class LabelCounter:
+    """Counts labels, spilling a run into ``folder`` whenever it holds ``most`` distinct ones.
+
+    Attributes:
+        runs: names of the runs written so far; complete after :meth:`close`.
+    """
+
+    def __init__(self, folder: Path, most: int = _COUNTER_LABELS) -> None:
+        self._folder = folder
+        self._most = most
+        self._counts: dict[str, int] = {}
+        self.runs: list[str] = []
+
+    def add(self, labels: Iterable[str]) -> None:
+        """Count one occurrence of each label."""
+        for label in labels:
+            self._counts[label] = self._counts.get(label, 0) + 1
+        if len(self._counts) >= self._most:
+            self.close()
+
+    def close(self) -> None:
+        """Spill what is left."""
+        if not self._counts:
+            return
+        names = [label.encode() for label in self._counts]
+        records = np.empty(len(names), _RECORD)
+        records["hash"], records["check"] = hash_names(names)
+        records["count"] = list(self._counts.values())
+        records["length"] = [len(name) for name in names]
+        order = np.argsort(records["hash"], kind="stable")
+        run = Run(self._folder, f"run-{len(self.runs):05d}")
+        with _RunWriter(run) as writer:
+            writer.append(records[order], [names[place] for place in order])
+        self.runs.append(run.name)
+        self._counts.clear()
+
+
+def build_labels(runs: Sequence[Run], scratch: Path, names_folder: Path, lookup_folder: Path) -> int:
+    """Merge runs and write the labels of a store and the lookup of the converter.
+
+    Args:
+        runs: what the counters spilled; at least one.
+        scratch: folder for intermediate runs.
+        names_folder: receives ``names.bin``, ``offsets.npy`` and ``frequency.npy``.
+        lookup_folder: receives ``hashes.npy``, ``checks.npy`` and ``ids.npy``.
+
+    Returns:
+        The number of labels.
+
+    Raises:
+        UserError: two labels share a 64-bit hash, or there are too many labels or occurrences.
+    """
+    run = _merge_all(runs, scratch)
+    total = run.records_path.stat().st_size // _RECORD.itemsize
+    if total > MAX_LABELS:
+        raise UserError(
+            f"the training data has {total} distinct labels; at most {MAX_LABELS} fit into 32-bit ids."
+        )
+    frequency = np.empty(total, np.uint32)
+    starts = np.zeros(total + 1, np.int64)
+    hashes = _create(lookup_folder / HASHES_FILE, "<u8", total)
+    checks = _create(lookup_folder / CHECKS_FILE, "<u8", total)
+    place = 0
+    for records in _read_records(run):
+        block = slice(place, place + len(records))
+        if int(records["count"].max()) >= 2**32:
+            raise UserError(
+                "a label has more than 2^32 - 1 training instances, which its stored frequency cannot hold."
+            )
+        hashes[block], checks[block] = records["hash"], records["check"]
+        frequency[block] = records["count"]
+        starts[place + 1 : block.stop + 1] = starts[place] + np.cumsum(records["length"], dtype=np.int64)
+        place = block.stop
+    # Records come by ascending hash, so a stable sort by falling frequency breaks ties by hash.
+    order = np.argsort(~frequency, kind="stable")
+    ids = _create(lookup_folder / IDS_FILE, "<u4", total)
+    for first in range(0, total, _BLOCK):
+        ids[order[first : first + _BLOCK]] = np.arange(first, min(first + _BLOCK, total), dtype=np.uint32)
+    _write_names(run, order, starts, frequency, names_folder)
+    run.remove()
+    return total
+
+
+def _write_names(
+    run: Run, order: NDArray[np.int64], starts: NDArray[np.int64], frequency: NDArray[np.uint32], folder: Path
+) -> None:
+    total = len(order)
+    offsets = _create(folder / OFFSETS_FILE, "<i8", total + 1)
+    frequencies = _create(folder / FREQUENCY_FILE, "<u4", total)
+    offsets[0] = 0
+    with open(run.names_path, "rb", buffering=0) as names, open(folder / NAMES_FILE, "wb") as sorted_names:
+        for first in range(0, total, _BLOCK):
+            places = order[first : first + _BLOCK]
+            begin, end = starts[places], starts[places + 1]
+            frequencies[first : first + _BLOCK] = frequency[places]
+            offsets[first + 1 : first + len(places) + 1] = offsets[first] + np.cumsum(end - begin)
+            for at, length in zip(begin.tolist(), (end - begin).tolist(), strict=True):
+                names.seek(at)
+                sorted_names.write(names.read(length))
+
+
+def _merge_all(runs: Sequence[Run], scratch: Path) -> Run:
+    """One run out of all; intermediate runs are removed as soon as they are merged, the given ones are kept."""
+    level, given = list(runs), set(runs)
+    number = 0
+    while len(level) > 1 or level[0] in given:
+        merged = []
+        for first in range(0, len(level), _FAN_IN):
+            group = level[first : first + _FAN_IN]
+            merged.append(Run(scratch, f"merged-{number:05d}"))
+            number += 1
+            _merge(group, merged[-1])
+            for run in group:
+                if run not in given:
+                    run.remove()
+        level = merged
+    return level[0]
+
+
+def _merge(runs: Sequence[Run], target: Run) -> None:
+    readers = [_RunReader(run, max(1, _BLOCK // len(runs))) for run in runs]
+    try:
+        with _RunWriter(target) as writer:
+            while any([reader.fill() for reader in readers]):
+                bound = min(reader.safe_bound() for reader in readers)
+                taken = [reader.take(bound) for reader in readers]
+                names = [name for _, part in taken for name in part]
+                writer.append(*_combine(np.concatenate([records for records, _ in taken]), names))
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def _combine(records: NDArray[np.void], names: list[bytes]) -> tuple[NDArray[np.void], list[bytes]]:
+    """Sort by hash and add up the counts of equal labels."""
+    order = np.argsort(records["hash"], kind="stable")
+    records = records[order]
+    same = records["hash"][1:] == records["hash"][:-1]
+    clash = np.flatnonzero(same & (records["check"][1:] != records["check"][:-1]))
+    if len(clash):
+        one, other = (names[order[clash[0] + step]].decode() for step in (0, 1))
+        raise UserError(f"the labels {one!r} and {other!r} share a 64-bit hash; rename one of them.")
+    firsts = np.flatnonzero(np.concatenate(([True], ~same)))
+    combined = records[firsts]
+    combined["count"] = np.add.reduceat(records["count"], firsts)
+    return combined, [names[place] for place in order[firsts].tolist()]
+
+
+class _RunWriter:
+    def __init__(self, run: Run) -> None:
+        self._records: BinaryIO = open(run.records_path, "wb")
+        self._names: BinaryIO = open(run.names_path, "wb")
+
+    def append(self, records: NDArray[np.void], names: list[bytes]) -> None:
+        self._records.write(records.tobytes())
+        self._names.write(b"".join(names))
+
+    def __enter__(self) -> "_RunWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._records.close()
+        self._names.close()
+
+
+class _RunReader:
+    """Reads a run from front to back, ``block`` records ahead."""
+
+    def __init__(self, run: Run, block: int) -> None:
+        self._records = open(run.records_path, "rb")
+        self._names = open(run.names_path, "rb")
+        self._block = block
+        self._head = np.empty(0, _RECORD)
+        self._ended = False
+
+    def fill(self) -> bool:
+        """Read ahead; whether records are left."""
+        if not self._ended and (wanted := self._block - len(self._head)):
+            more = _records_from(self._records, wanted)
+            self._ended = len(more) < wanted
+            self._head = np.concatenate([self._head, more])
+        return len(self._head) > 0
+
+    def safe_bound(self) -> np.uint64:
+        """The hash up to which this run has been seen; the largest there is when all of it has."""
+        return _MAX_HASH if self._ended else np.uint64(self._head["hash"][-1])
+
+    def take(self, bound: np.uint64) -> tuple[NDArray[np.void], list[bytes]]:
+        """Records with hash <= ``bound`` among those seen, and their names."""
+        count = int(np.searchsorted(self._head["hash"], bound, side="right"))
+        records, self._head = self._head[:count], self._head[count:]
+        ends = list(accumulate(records["length"].tolist(), initial=0))
+        blob = self._names.read(ends[-1])
+        return records, [blob[start:end] for start, end in pairwise(ends)]
+
+    def close(self) -> None:
+        self._records.close()
+        self._names.close()
+
+
+def _records_from(stream: BinaryIO, count: int) -> NDArray[np.void]:
+    return np.frombuffer(stream.read(count * _RECORD.itemsize), _RECORD)
+
+
+def _read_records(run: Run) -> Iterator[NDArray[np.void]]:
+    with open(run.records_path, "rb") as stream:
+        while len(records := _records_from(stream, _BLOCK)):
+            yield records
+
+
+def _create(path: Path, dtype: str, length: int) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(length,))

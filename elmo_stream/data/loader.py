@@ -1,0 +1,213 @@
+"""Batches streamed from a store: read ahead by threads, in an order that no thread can change, resumed by integers.
+
+The unit of work is a group of ``bucket`` batches. Its rows are read from the shards of one window, sorted by length,
+cut into batches, and the batches permuted; all of it is a function of (seed, epoch, group). Groups are prepared in
+parallel and handed out in order, so the number of workers and the prefetch depth change nothing but the speed. Threads
+suffice, since decompression and NumPy's copies release the interpreter lock.
+"""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from elmo_stream.config import LoaderConfig
+from elmo_stream.data.batch import Batch, Ragged, concatenate, make_batch
+from elmo_stream.data.index import StoreIndex
+from elmo_stream.data.order import WINDOW_SHARDS, ShuffledOrder, StoredOrder, batch_permutation
+from elmo_stream.data.store import Shard, open_store
+from elmo_stream.errors import UserError
+
+STATE_VERSION = 1
+
+
+class _ShardCache:
+    """The shards in use, each read once however many threads ask for it; the least recently used one leaves."""
+
+    def __init__(self, store: Path, split: str, index: StoreIndex) -> None:
+        self._store = open_store(store)
+        self._split, self._entries = split, index.splits[split].shards
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[int, Future[Shard]] = OrderedDict()
+
+    def get(self, shard: int) -> Shard:
+        with self._lock:
+            future = self._shards.get(shard)
+            mine = future is None
+            if future is None:
+                future = self._shards[shard] = Future()
+            self._shards.move_to_end(shard)
+            # Two windows: one in use and the next one, which the threads ahead have begun.
+            while len(self._shards) > 2 * WINDOW_SHARDS:
+                self._shards.popitem(last=False)
+        if mine:
+            try:
+                future.set_result(self._store.read_shard(self._split, self._entries[shard]))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+
+class StreamLoader:
+    """Iterates over batches of one split, epoch after epoch (``shuffle``) or once in the order of the store.
+
+    Args:
+        store: folder of the store.
+        rows: first and last (exclusive) row of the split to use; validation takes the end of the training split.
+        block_labels: labels per block of the pointer array of the positives.
+
+    Raises:
+        UserError: the split is absent or empty.
+        CorruptError: a shard is damaged; names it.
+    """
+
+    def __init__(self, store: Path, *, split: str = "train", rows: tuple[int, int] | None = None, batch: int,
+                 seed: int = 0, shuffle: bool = True, block_labels: int, config: LoaderConfig) -> None:
+        self._index = StoreIndex.load(store)
+        if split not in self._index.splits:
+            raise UserError(f"{store}: has no split {split!r}; it has {', '.join(self._index.splits)}.")
+        self._first, self._last = rows or (0, self._index.splits[split].instances)
+        if self._last <= self._first:
+            raise UserError(f"{store}: no instances to read in split {split!r}.")
+        self._batch, self._seed, self._shuffle, self._config = batch, seed, shuffle, config
+        self._block_labels = block_labels
+        self._shard_start = np.concatenate([[0], np.cumsum([s.rows for s in self._index.splits[split].shards])])
+        self._cache = _ShardCache(store, split, self._index)
+        self._epoch, self._seen = 0, 0
+        self._iterating = False
+        self._pool = ThreadPoolExecutor(config.workers, "elmo-loader") if config.workers else None
+        self._closed = False
+
+    @property
+    def instances(self) -> int:
+        """Instances per epoch."""
+        return self._last - self._first
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps per epoch; the last batch may be short."""
+        return -(-self.instances // self._batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the batch handed out last: plain integers and the store's fingerprint."""
+        return {"version": STATE_VERSION, "store": self._index.fingerprint, "seed": self._seed, "epoch": self._epoch,
+                "instances_seen": self._seen, "instances": self.instances, "batch": self._batch,
+                "bucket": self._config.bucket}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position; the next batch is the one that would have come.
+
+        Raises:
+            UserError: the state belongs to another store, seed, batch size or grouping, or iteration has begun.
+        """
+        if self._iterating:
+            raise UserError("The loader is already in use; load its state before the first batch.")
+        mine = self.state_dict()
+        for key in ("version", "store", "seed", "instances", "batch", "bucket"):
+            if state.get(key) != mine[key]:
+                raise UserError(f"The checkpoint was made with loader {key} = {state.get(key)!r}, this run has "
+                                f"{mine[key]!r}; resume with the store and configuration it was trained with.")
+        self._epoch, self._seen = int(state["epoch"]), int(state["instances_seen"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from the current position on; endless when shuffled."""
+        if self._closed:
+            raise ValueError("the loader is closed")
+        self._iterating = True
+        skip = self._seen // self._batch % self._config.bucket
+        for epoch, group, batches in self._groups_in_order():
+            for number, batch in enumerate(batches):
+                if skip:
+                    skip -= 1
+                    continue
+                done = (group * self._config.bucket + number + 1) * self._batch
+                self._epoch, self._seen = (epoch, done) if done < self.instances else (epoch + 1, 0)
+                yield batch
+
+    def _groups_in_order(self) -> Iterator[tuple[int, int, list[Batch]]]:
+        plan = self._plan_groups()
+        if self._pool is None:
+            for epoch, group, order in plan:
+                yield epoch, group, self._build_group(epoch, group, order)
+            return
+        ahead: deque[tuple[int, int, Future[list[Batch]]]] = deque()
+        try:
+            for epoch, group, order in plan:
+                ahead.append((epoch, group, self._pool.submit(self._build_group, epoch, group, order)))
+                if len(ahead) > self._config.prefetch:
+                    first_epoch, first_group, future = ahead.popleft()
+                    yield first_epoch, first_group, future.result()
+            while ahead:
+                first_epoch, first_group, future = ahead.popleft()
+                yield first_epoch, first_group, future.result()
+        finally:
+            for *_, future in ahead:
+                future.cancel()
+
+    def _plan_groups(self) -> Iterator[tuple[int, int, ShuffledOrder | StoredOrder]]:
+        epoch, group = self._epoch, self._seen // self._batch // self._config.bucket
+        groups = -(-self.batches_per_epoch // self._config.bucket)
+        while True:
+            order = self._order(epoch)
+            for number in range(group, groups):
+                yield epoch, number, order
+            if not self._shuffle:
+                return
+            epoch, group = epoch + 1, 0
+
+    def _order(self, epoch: int) -> ShuffledOrder | StoredOrder:
+        if not self._shuffle:
+            return StoredOrder(self._first, self._last)
+        if self._first:
+            raise ValueError("a shuffled loader starts at the first row of its split")
+        ends = np.minimum(self._shard_start[1:], self._last)
+        rows = np.diff(np.concatenate([[0], ends]))
+        return ShuffledOrder(rows[rows > 0].tolist(), seed=self._seed, epoch=epoch)
+
+    def _build_group(self, epoch: int, group: int, order: ShuffledOrder | StoredOrder) -> list[Batch]:
+        size = self._batch * self._config.bucket
+        ids = order.ids(group * size, (group + 1) * size)
+        tokens, labels = self._read_rows(ids)
+        by_length = np.argsort(tokens.lengths, kind="stable") if self._config.bucket > 1 else np.arange(len(ids))
+        pieces = [by_length[start : start + self._batch] for start in range(0, len(ids), self._batch)]
+        # A short batch stays last, so that a position is a number of whole batches.
+        whole = len(ids) // self._batch
+        if self._shuffle:
+            turn = batch_permutation(whole, seed=self._seed, epoch=epoch, group=group)
+            pieces = [pieces[i] for i in turn] + pieces[whole:]
+        return [
+            make_batch(tokens.take(rows), labels.take(rows), ids[rows], pad_id=self._index.tokenizer.pad_id,
+                       num_labels=self._index.labels.count, block_labels=self._block_labels)
+            for rows in pieces
+        ]
+
+    def _read_rows(self, ids: np.ndarray) -> tuple[Ragged, Ragged]:
+        shard_of = np.searchsorted(self._shard_start, ids, side="right") - 1
+        tokens, labels, places = [], [], []
+        for number in np.unique(shard_of):
+            place = np.flatnonzero(shard_of == number)
+            rows = ids[place] - self._shard_start[number]
+            shard = self._cache.get(int(number))
+            tokens.append(Ragged(shard.tokens, shard.token_offsets).take(rows))
+            labels.append(Ragged(shard.labels, shard.label_offsets).take(rows))
+            places.append(place)
+        back = np.argsort(np.concatenate(places), kind="stable")
+        return concatenate(tokens).take(back), concatenate(labels).take(back)
+
+    def close(self) -> None:
+        """End the background threads; a second call does nothing."""
+        self._closed = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> "StreamLoader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()

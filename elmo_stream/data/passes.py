@@ -1,0 +1,230 @@
+"""The three passes of the converter as functions of one task, to be run in worker processes.
+
+Each leaves its result as a folder that appears with one rename, and skips the work when the folder is there
+already; so a conversion that was killed continues where it stopped.
+
+1. :func:`count_part`: check every line, count instances, spill label counts.
+2. :func:`encode_part`: tokenise, map labels, compute the target position of every row, sort by it.
+3. :func:`build_shard`: gather the rows of one shard, one slice from each part, and write it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elmo_stream.data.index import ShardEntry
+from elmo_stream.data.label_build import LabelCounter, Run
+from elmo_stream.data.labels import LabelMap
+from elmo_stream.data.readers import Fields, Part, RawInstance, read_part
+from elmo_stream.data.shuffle import permute
+from elmo_stream.data.store import Shard, concatenate, create_store, offsets_of
+from elmo_stream.data.tokenize import TRAINING_TEXT_CHARACTERS, TRAINING_TEXTS, Tokenizer
+from elmo_stream.errors import CorruptError, UserError
+from elmo_stream.files import new_folder, read_json, write_json_durably
+
+_BATCH_ROWS = 1024
+_COUNTS_FILE = "counts.json"
+_ARRAYS = ("tokens", "token_offsets", "labels", "label_offsets")
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """One part of one split; ``number`` counts the parts of the split in the order of the input."""
+
+    build: Path
+    split: str
+    number: int
+    part: Part
+    fields: Fields
+
+    def folder(self, kind: str) -> Path:
+        """Where the result of a pass over this part is."""
+        return part_folder(self.build, kind, self.split, self.number)
+
+
+@dataclass(frozen=True)
+class PartCounts:
+    """What pass 1 found in a part: kept rows, dropped rows by reason, merged duplicate labels, spilled runs."""
+
+    rows: int
+    dropped: dict[str, int]
+    duplicates: int
+    runs: list[str]
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """Pass 2 over a part whose kept rows are ``first_row`` ... ``first_row + rows - 1`` of the split's
+    ``total``.
+
+    ``shuffle_seed`` None keeps the order of the input.
+    """
+
+    source: PartTask
+    first_row: int
+    rows: int
+    total: int
+    shuffle_seed: int | None
+    tokenizer_folder: Path
+    lookup_folder: Path
+
+    def positions(self) -> NDArray[np.int64]:
+        """Where each kept row of the part goes in the split, int64."""
+        rows = np.arange(self.first_row, self.first_row + self.rows, dtype=np.int64)
+        return rows if self.shuffle_seed is None else permute(rows, self.total, self.shuffle_seed)
+
+
+@dataclass(frozen=True)
+class PartEncoding:
+    """What pass 2 found in a part: truncated instances, and occurrences of labels that training does not
+    have.
+    """
+
+    truncated: int
+    unseen: int
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Pass 3 for the rows at positions ``begin`` ... ``end - 1`` of a split, scattered over ``parts`` parts."""
+
+    build: Path
+    split: str
+    number: int
+    begin: int
+    end: int
+    parts: int
+    root: Path
+    backend: str
+    vocab_size: int
+    num_labels: int
+
+
+def part_folder(build: Path, kind: str, split: str, number: int) -> Path:
+    """Folder of the result of a pass (``kind``: count, rows) over a part."""
+    return build / f"{kind}-{split}-{number:05d}"
+
+
+def count_part(task: PartTask) -> PartCounts:
+    """Pass 1; raises what :func:`read_part` raises."""
+    folder = task.folder("count")
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            counter = LabelCounter(temporary)
+            dropped: Counter[str] = Counter()
+            rows = duplicates = 0
+            for instance in read_part(task.part, task.fields):
+                if reason := _reason_to_drop(task.split, instance):
+                    dropped[reason] += 1
+                    continue
+                rows += 1
+                duplicates += instance.duplicates
+                if task.split == "train":
+                    counter.add(instance.labels)
+            counter.close()
+            counts = PartCounts(rows, dict(sorted(dropped.items())), duplicates, counter.runs)
+            write_json_durably(temporary / _COUNTS_FILE, asdict(counts))
+    return PartCounts(**read_json(folder / _COUNTS_FILE))
+
+
+def count_runs(task: PartTask, counts: PartCounts) -> list[Run]:
+    """The runs of label counts that pass 1 spilled for a part."""
+    return [Run(task.folder("count"), name) for name in counts.runs]
+
+
+def sample_texts(task: EncodeTask) -> list[str]:
+    """The part's share of a uniform sample of training texts, the same whatever the parts are."""
+    chosen = task.positions() < TRAINING_TEXTS
+    instances = _kept(task.source)
+    return [
+        instance.text[:TRAINING_TEXT_CHARACTERS]
+        for take, instance in zip(chosen, instances, strict=True)
+        if take
+    ]
+
+
+def encode_part(task: EncodeTask) -> PartEncoding:
+    """Pass 2."""
+    folder = task.source.folder("rows")
+    if not folder.is_dir():
+        tokenizer, label_map = Tokenizer.load(task.tokenizer_folder), LabelMap(task.lookup_folder)
+        pieces = [Shard(*tokenizer.encode_batch([])[:2], np.empty(0, np.int64), np.zeros(1, np.int64))]
+        truncated = unseen = 0
+        instances = _kept(task.source)
+        while batch := list(islice(instances, _BATCH_ROWS)):
+            tokens, token_offsets, cut = tokenizer.encode_batch([instance.text for instance in batch])
+            labels, label_offsets, unknown = _map_labels(label_map, [instance.labels for instance in batch])
+            pieces.append(Shard(tokens, token_offsets, labels, label_offsets))
+            truncated, unseen = truncated + cut, unseen + unknown
+        rows = concatenate(pieces)
+        if rows.rows != task.rows:
+            raise UserError(
+                f"{task.source.part.path}: was changed during the conversion; run the command again."
+            )
+        positions = task.positions()
+        order = np.argsort(positions)
+        _save_rows(folder, positions[order], rows.take(order), PartEncoding(truncated, unseen))
+    return PartEncoding(**read_json(folder / _COUNTS_FILE))
+
+
+def build_shard(task: ShardTask) -> ShardEntry:
+    """Pass 3."""
+    store = create_store(task.backend, task.root, vocab_size=task.vocab_size, num_labels=task.num_labels)
+    name = f"shard-{task.number:05d}"
+    if entry := store.describe_shard(task.split, name):
+        return entry
+    folders = [part_folder(task.build, "rows", task.split, number) for number in range(task.parts)]
+    loaded = [_load_rows(folder, task.begin, task.end) for folder in folders]
+    positions = np.concatenate([part_positions for part_positions, _ in loaded])
+    order = np.argsort(positions)
+    if not np.array_equal(positions[order], np.arange(task.begin, task.end)):
+        raise CorruptError(
+            f"{task.build}: rows are missing from the scratch; remove it and run the command again."
+        )
+    return store.write_shard(task.split, name, concatenate([rows for _, rows in loaded]).take(order))
+
+
+def _reason_to_drop(split: str, instance: RawInstance) -> str | None:
+    """Why a row cannot train; test and validation rows are all kept, so that the metrics count every one."""
+    if split != "train":
+        return None
+    if not instance.text.strip():
+        return "empty text"
+    return None if instance.labels else "no labels"
+
+
+def _kept(task: PartTask) -> Iterator[RawInstance]:
+    return (one for one in read_part(task.part, task.fields) if not _reason_to_drop(task.split, one))
+
+
+def _map_labels(
+    label_map: LabelMap, labels: Sequence[tuple[str, ...]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Label ids ascending within each row, their offsets, and how many labels are unknown."""
+    ids = label_map.lookup([name for names in labels for name in names])
+    rows = np.repeat(np.arange(len(labels)), [len(names) for names in labels])
+    known = ids >= 0
+    ids, rows = ids[known], rows[known]
+    order = np.lexsort((ids, rows))
+    return ids[order], offsets_of(np.bincount(rows, minlength=len(labels))), int(np.sum(~known))
+
+
+def _save_rows(folder: Path, positions: NDArray[np.int64], rows: Shard, encoding: PartEncoding) -> None:
+    with new_folder(folder) as temporary:
+        np.save(temporary / "positions.npy", positions)
+        for name in _ARRAYS:
+            np.save(temporary / f"{name}.npy", getattr(rows, name))
+        write_json_durably(temporary / _COUNTS_FILE, asdict(encoding))
+
+
+def _load_rows(folder: Path, begin: int, end: int) -> tuple[NDArray[np.int64], Shard]:
+    """The rows of a part whose positions are in [begin, end), read without the rest of the part."""
+    positions = np.load(folder / "positions.npy", mmap_mode="r", allow_pickle=False)
+    first, last = np.searchsorted(positions, [begin, end]).tolist()
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+    return np.array(positions[first:last]), Shard(**arrays).rows_between(first, last)

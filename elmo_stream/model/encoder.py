@@ -1,0 +1,158 @@
+"""Encoders: token ids -> embedding. ``bag`` is fast on any machine, ``transformer`` is accurate where there is a GPU.
+
+Shapes: B instances, T tokens, D features, V vocabulary.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from elmo_stream.config import EncoderConfig
+from elmo_stream.errors import UserError
+from elmo_stream.pretrained import find_pretrained
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INIT_STD = 0.05
+
+
+class BagEncoder(nn.Module):
+    """Weighted mean of token embeddings with a learned weight per token, then an optional residual MLP."""
+
+    def __init__(self, vocab_size: int, dim: int, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.dim = dim
+        self.embedding_VD = nn.Parameter(torch.randn(vocab_size, dim, generator=generator) * INIT_STD)
+        self.log_weight_V = nn.Parameter(torch.zeros(vocab_size))
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = _residual_mlp(dim, hidden, generator) if hidden else None
+
+    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool."""
+        weight_BT = self.log_weight_V[token_ids_BT].exp() * mask_BT
+        weight_BT = weight_BT / weight_BT.sum(1, keepdim=True).clamp_min(1e-6)
+        x_BD = functional.embedding_bag(token_ids_BT, self.embedding_VD, per_sample_weights=weight_BT, mode="sum")
+        x_BD = self.norm(x_BD)
+        return x_BD if self.mlp is None else x_BD + self.mlp(x_BD)
+
+
+def _residual_mlp(dim: int, hidden: int, generator: torch.Generator) -> nn.Module:
+    mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+    with torch.no_grad():
+        for layer in (mlp[0], mlp[2]):
+            layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
+            layer.bias.zero_()
+        mlp[2].weight.mul_(0.1)
+    return mlp
+
+
+class TransformerEncoder(nn.Module):
+    """A Hugging Face encoder with mean or first-token pooling; keeps no hidden states but the last."""
+
+    def __init__(self, model: nn.Module, pooling: str, checkpointing: bool) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.dim = int(self.model.config.hidden_size)
+        self._pooling = pooling
+        if hasattr(self.model, "pooler"):
+            self.model.pooler = None
+        if checkpointing:
+            self.model.gradient_checkpointing_enable()
+
+    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool."""
+        hidden_BTD = self.model(input_ids=token_ids_BT, attention_mask=mask_BT.long()).last_hidden_state
+        if self._pooling == "cls":
+            return hidden_BTD[:, 0]
+        mask_BT1 = mask_BT.unsqueeze(2).to(hidden_BTD.dtype)
+        return (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp_min(1)
+
+
+class Encoder(nn.Module):
+    """The trained text encoder: a bag or a transformer, then dropout; its output is FP32.
+
+    Dropout draws from torch's global generator, which the trainer seeds from (run seed, step).
+    """
+
+    def __init__(self, body: BagEncoder | TransformerEncoder, config: EncoderConfig) -> None:
+        super().__init__()
+        self.body = body.to(DTYPES[config.format])
+        self.dim = body.dim
+        self._dropout = config.dropout
+        if config.frozen:
+            self.requires_grad_(False)
+
+    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """x_BD float32; token_ids_BT int64, mask_BT bool."""
+        x_BD = self.body(token_ids_BT, mask_BT).float()
+        return functional.dropout(x_BD, self._dropout, self.training)
+
+
+def create_encoder(config: EncoderConfig, *, vocab_size: int, tokenizer: Path, seed: int) -> Encoder:
+    """A new encoder, pretrained where ``config.name`` says so; ``tokenizer`` is the store's ``tokenizer.json``.
+
+    Raises:
+        UserError: the model is not to be had, is not an encoder, or does not fit the store's tokenizer.
+    """
+    if config.kind == "transformer":
+        model = _load_pretrained(config.name, tokenizer)
+        return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config)
+    generator = torch.Generator().manual_seed(seed)
+    body = BagEncoder(vocab_size, config.dim, config.hidden, generator)
+    if config.name:
+        table_VD = _load_pretrained(config.name, tokenizer).get_input_embeddings().weight.detach()
+        if table_VD.shape[1] != config.dim:
+            raise UserError(f"encoder.dim is {config.dim}, but the embeddings of {config.name} have "
+                            f"{table_VD.shape[1]} features; set encoder.dim={table_VD.shape[1]}.")
+        with torch.no_grad():
+            body.embedding_VD.copy_(table_VD[:vocab_size])
+    return Encoder(body, config)
+
+
+def save_architecture(encoder: Encoder, folder: Path) -> None:
+    """Write what ``restore_encoder`` needs beside the weights; a bag needs nothing but the run's configuration."""
+    if isinstance(encoder.body, TransformerEncoder):
+        folder.mkdir(exist_ok=True)
+        encoder.body.model.config.save_pretrained(folder)
+
+
+def restore_encoder(config: EncoderConfig, folder: Path, *, vocab_size: int) -> Encoder:
+    """An encoder of a run with weights yet to be loaded; reads the run folder only, no network, no code from data."""
+    if config.kind == "bag":
+        return Encoder(BagEncoder(vocab_size, config.dim, config.hidden, torch.Generator()), config)
+    from transformers import AutoConfig, AutoModel
+
+    architecture = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = AutoModel.from_config(architecture, trust_remote_code=False)
+    return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config)
+
+
+def _load_pretrained(name: str, tokenizer: Path) -> Any:
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    folder = find_pretrained(name, "config.json")
+    try:
+        model = AutoModel.from_pretrained(folder or name, dtype=torch.float32, use_safetensors=True,
+                                          trust_remote_code=False, local_files_only=folder is not None)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"encoder.name: {name!r} is neither a model folder, nor an installed package that ships one, "
+                        f"nor a model on the hub that can be reached: {reason}") from error
+    _check_tokenizer(name, folder, tokenizer)
+    return model
+
+
+def _check_tokenizer(name: str, folder: Path | None, tokenizer: Path) -> None:
+    from transformers.utils import cached_file
+
+    own = folder / "tokenizer.json" if folder else cached_file(name, "tokenizer.json")
+    if json.loads(Path(own).read_bytes())["model"] != json.loads(tokenizer.read_bytes())["model"]:
+        raise UserError(f"encoder.name: the store was not tokenized for {name!r}; "
+                        f"shard the data with --tokenizer {name}.")

@@ -1,0 +1,161 @@
+"""Checkpoints: ``checkpoints/step-NNNNNNNN`` appears with one rename, complete, or not at all. No pickle.
+
+The manifest lists every file with its size and SHA-256; a checkpoint without a manifest that agrees is none. The
+classifier is written and read chunk by chunk, and can be read in other chunks than it was written in.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, cat
+
+from elmo_stream.errors import CorruptError, UserError
+from elmo_stream.files import check_files, list_files, new_folder, read_json, write_json_durably
+
+FORMAT, VERSION = "elmo-stream-checkpoint", 1
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def checkpoints_folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the checkpoints of a run, oldest first; unfinished ones are not among them."""
+    folder = checkpoints_folder(run)
+    found = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in found if match)
+
+
+def save_checkpoint(run: Path, step: int, *, state: dict[str, Any], encoder: dict[str, Tensor],
+                    optimizer: dict[str, Tensor], classifier: Iterable[tuple[int, int, dict[str, Tensor]]]) -> Path:
+    """Write a checkpoint; ``state`` is plain JSON, ``classifier`` yields (first label, last label, tensors).
+
+    A whole checkpoint of this step that is already there is left as it is; a damaged one is replaced.
+    """
+    final = checkpoints_folder(run) / f"step-{step:08d}"
+    if final.exists():
+        try:
+            verify_checkpoint(final)
+            return final
+        except CorruptError:
+            shutil.rmtree(final)
+    with new_folder(final) as folder:
+        save_file(encoder, folder / "encoder.safetensors")
+        save_file(optimizer, folder / "optimizer.safetensors")
+        (folder / "classifier").mkdir()
+        chunks = []
+        for number, (first, last, tensors) in enumerate(classifier):
+            name = f"classifier/chunk-{number:05d}.safetensors"
+            save_file(tensors, folder / name)
+            chunks.append({"file": name, "first_label": first, "last_label": last})
+        write_json_durably(folder / "state.json", {**state, "step": step, "chunks": chunks})
+        write_json_durably(folder / "manifest.json", {"format": FORMAT, "version": VERSION, "step": step,
+                                                      "files": list_files(folder)})
+    return final
+
+
+def prune_checkpoints(run: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints, and what killed writers left behind."""
+    folder = checkpoints_folder(run)
+    for step in checkpoint_steps(run)[:-keep]:
+        shutil.rmtree(folder / f"step-{step:08d}")
+    for leftover in folder.glob("step-*.tmp-*"):
+        shutil.rmtree(leftover)
+
+
+def verify_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
+    """Compare every file with the manifest, and return the files that it lists.
+
+    Raises:
+        CorruptError: naming the file that is missing, cut or altered.
+    """
+    manifest_path = folder / "manifest.json"
+    if not manifest_path.is_file():
+        raise CorruptError(f"{manifest_path}: missing; this checkpoint is incomplete.")
+    manifest = read_json(manifest_path)
+    try:
+        if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
+            raise CorruptError(f"{manifest_path}: version {manifest['version']} of {manifest['format']!r} is unknown "
+                               f"to this release, which reads version {VERSION}.")
+        files = {str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+                 for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptError(f"{manifest_path}: damaged ({error!r}).") from error
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        raise CorruptError(f"{manifest_path}: names a file outside the checkpoint.")
+    for needed in ("state.json", "encoder.safetensors", "optimizer.safetensors"):
+        if needed not in files:
+            raise CorruptError(f"{manifest_path}: does not list {needed}.")
+    check_files(folder, files)
+    return files
+
+
+class Checkpoint:
+    """A verified checkpoint, read lazily."""
+
+    def __init__(self, folder: Path) -> None:
+        files = verify_checkpoint(folder)
+        self.folder = folder
+        self.state: dict[str, Any] = read_json(folder / "state.json")
+        try:
+            self.step, self.total_steps = int(self.state["step"]), int(self.state["total_steps"])
+            self._chunks = [(str(chunk["file"]), int(chunk["first_label"]), int(chunk["last_label"]))
+                            for chunk in self.state["chunks"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptError(f"{folder / 'state.json'}: damaged ({error!r}).") from error
+        if unlisted := [name for name, *_ in self._chunks if name not in files]:
+            raise CorruptError(f"{folder / 'manifest.json'}: does not list {unlisted[0]}.")
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of ``encoder`` or ``optimizer``."""
+        return load_file(self.folder / f"{name}.safetensors")
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows of the classifier's tensor ``name`` for labels ``first`` to ``last``."""
+        pieces = []
+        for file_name, begin, end in self._chunks:
+            start, stop = max(first, begin), min(last, end)
+            if start >= stop:
+                continue
+            try:
+                with safe_open(self.folder / file_name, framework="pt") as file:
+                    pieces.append(file.get_slice(name)[start - begin : stop - begin])
+            except SafetensorError as error:
+                raise CorruptError(f"{self.folder / file_name}: {error}.") from error
+        rows = cat(pieces) if pieces else None
+        if rows is None or len(rows) != last - first:
+            raise CorruptError(f"{self.folder}: has no {name!r} for labels {first} to {last}; "
+                               "it belongs to another classifier.")
+        return rows
+
+
+def load_checkpoint(run: Path, step: int | None = None, *, report: Any = print) -> Checkpoint | None:
+    """The checkpoint of a step, or the newest one that is whole; None when there is none yet.
+
+    A damaged newer checkpoint is reported and passed over.
+
+    Raises:
+        UserError: the step asked for is not there.
+        CorruptError: the step asked for is damaged, or all are.
+    """
+    steps = checkpoint_steps(run)
+    if step is not None:
+        if step not in steps:
+            raise UserError(f"{run}: has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}.")
+        return Checkpoint(checkpoints_folder(run) / f"step-{step:08d}")
+    damage = None
+    for candidate in reversed(steps):
+        try:
+            return Checkpoint(checkpoints_folder(run) / f"step-{candidate:08d}")
+        except CorruptError as error:
+            report(f"warning: {error} Going back to the checkpoint before it.")
+            damage = error
+    if damage is not None:
+        raise CorruptError(f"{run}: no checkpoint is whole; the newest: {damage}") from damage
+    return None

@@ -1,0 +1,63 @@
+"""The encoder's optimizer and the learning rate as a function of the step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elmo_stream.config import OptimizerConfig
+
+BETAS = (0.9, 0.99)
+EPS = 1e-6
+
+
+def lr_factor(step: int, *, total: int, warmup: int, schedule: str) -> float:
+    """Factor in 0..1 on the peak learning rate at ``step`` (0-based): linear warm-up, then the schedule."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0 - done if schedule == "linear" else 1.0
+
+
+def build_optimizer(encoder: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer | None:
+    """AdamW over the trainable parameters, or None when all are frozen.
+
+    BF16 weights keep a Kahan compensation, without which updates below 2^-9 of a weight are lost (torch-optimi;
+    Zamirai et al., arXiv 2010.06192). Vectors (biases, norms, token weights) are not decayed.
+    """
+    parameters = [p for p in encoder.parameters() if p.requires_grad]
+    if not parameters:
+        return None
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if parameters[0].dtype == torch.bfloat16:
+        import optimi
+
+        return optimi.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, kahan_sum=True)
+    return torch.optim.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state as named tensors, and its plain numbers, both keyed ``parameter.name``."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value
+    return tensors, numbers
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
+                           numbers: dict[str, Any]) -> None:
+    """Restore what ``optimizer_tensors`` gave."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers}.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,227 @@
+"""The training loop: one screen per step, resumed by integers, stopped only at the edge of a step.
+
+Nothing random has a state: the order of instances, dropout and rounding are functions of (seed, epoch or step), so a
+resumed run repeats the bits of one that was never stopped (same versions, threads and instruction set).
+"""
+
+import hashlib
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import elmo_kernels
+import torch
+from elmo_kernels import BLOCK_LABELS
+
+from elmo_stream.config import Config
+from elmo_stream.data.batch import Batch
+from elmo_stream.data.index import StoreIndex
+from elmo_stream.data.loader import StreamLoader
+from elmo_stream.errors import CorruptError, UserError
+from elmo_stream.model.classifier import ChunkedClassifier
+from elmo_stream.model.encoder import Encoder, create_encoder
+from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from elmo_stream.training.evaluate import evaluate_model
+from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
+from elmo_stream.training.run import Run, create_run, device_of_run, load_model, locked, open_run, set_threads
+from elmo_stream.training.runlog import Report, RunLog, environment
+
+LOG_STEPS = 50
+VALIDATION_KS = (1, 3, 5)
+
+
+def train(store: Path, out: Path, config: Config, *, report: Report = print) -> int:
+    """Train a new run; returns 0, or 128 + the number of the signal that ended it after a checkpoint.
+
+    Raises:
+        UserError: bad store or configuration, a run in ``out`` already, or weights that became non-finite.
+        LockedError: another process trains in ``out``.
+    """
+    set_threads(config.threads)
+    index = StoreIndex.load(store)
+    if (out / "run.json").exists():
+        raise UserError(f"{out}: holds a run already; continue it with `elmo-stream resume {out}`, "
+                        "or choose another folder.")
+    encoder = create_encoder(config.encoder, vocab_size=index.tokenizer.vocab_size,
+                             tokenizer=store / "tokenizer" / "tokenizer.json", seed=config.seed)
+    with locked(out):
+        run = create_run(out, store, index, config, encoder)
+        return _Trainer(run, report, encoder=encoder).fit()
+
+
+def resume(path: Path, *, report: Report = print) -> int:
+    """Continue a run from its last whole checkpoint, or from step 0; returns what ``train`` returns.
+
+    Raises:
+        UserError: no run here, or its store is gone or was replaced.
+        LockedError: another process trains here.
+    """
+    run = open_run(path)
+    set_threads(run.config.threads)
+    with locked(path):
+        checkpoint = load_checkpoint(path, report=report)
+        if checkpoint is not None and checkpoint.step >= checkpoint.total_steps:
+            report(f"{path}: finished already, at step {checkpoint.step:,}.")
+            return 0
+        report(f"{path}: resuming at step {checkpoint.step if checkpoint else 0:,}.")
+        return _Trainer(run, report, checkpoint=checkpoint).fit()
+
+
+class _Trainer:
+    def __init__(self, run: Run, report: Report, *, encoder: Encoder | None = None,
+                 checkpoint: Checkpoint | None = None) -> None:
+        self.run, self.config, self.report = run, run.config, report
+        self.store = Path(run.info.store)
+        self.index = StoreIndex.load(self.store)
+        if self.index.fingerprint != run.info.store_fingerprint:
+            raise UserError(f"{self.store}: is not the store that {run.path} was trained on; bring that one back.")
+        self.device = device_of_run()
+        self.step = 0
+        if checkpoint is not None:
+            self.encoder, self.classifier = load_model(run, checkpoint, self.device)
+        else:
+            encoder = encoder or create_encoder(self.config.encoder, vocab_size=run.info.vocab_size,
+                                                tokenizer=run.path / "tokenizer" / "tokenizer.json",
+                                                seed=self.config.seed)
+            self.encoder = encoder.to(self.device)
+            self.classifier = ChunkedClassifier(run.info.labels, encoder.dim, self.config.classifier,
+                                                seed=self.config.seed, device=self.device)
+        self.optimizer = build_optimizer(self.encoder, self.config.optimizer)
+        self.loader = StreamLoader(self.store, rows=(0, run.info.instances), batch=self.config.train.batch,
+                                   seed=self.config.seed, block_labels=BLOCK_LABELS, config=self.config.loader)
+        self.total_steps = self.config.train.steps or self.config.train.epochs * self.loader.batches_per_epoch
+        self.signal: int | None = None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    def fit(self) -> int:
+        """Train to the last step, or until a signal; a checkpoint is written either way."""
+        self._say_what_is_used()
+        last_save = time.monotonic()
+        self.encoder.train()
+        with (self.loader, _signals_caught(self),
+              RunLog(self.run.path, self.step, self.total_steps, self.report, self.device) as log):
+            batches = iter(self.loader)
+            while self.step < self.total_steps and self.signal is None:
+                self.train_step(next(batches), log)
+                if self.step % self.loader.batches_per_epoch == 0 or self.step == self.total_steps:
+                    self._validate(log)
+                if self._checkpoint_due(last_save) and self.step < self.total_steps:
+                    self.save()
+                    last_save = time.monotonic()
+        path = self.save()
+        if self.signal is not None and self.step < self.total_steps:
+            self.report(f"stopped by {signal.Signals(self.signal).name} at step {self.step:,}; saved {path}. "
+                        f"Continue with: elmo-stream resume {self.run.path}")
+            return 128 + self.signal
+        self.report(f"finished: step {self.step:,}, saved {path}")
+        return 0
+
+    def train_step(self, batch: Batch, log: RunLog) -> None:
+        """One step: embeddings, all chunks of the classifier, then the encoder."""
+        config, step = self.config.optimizer, self.step
+        factor = lr_factor(step, total=self.total_steps, warmup=config.warmup_steps, schedule=config.schedule)
+        last = step + 1 == self.total_steps
+        want_loss = last or (step + 1) % LOG_STEPS == 0 or step == 0
+        torch.manual_seed(_mix(self.config.seed, step))
+        batch = batch.to(self.device)
+        with torch.set_grad_enabled(self.optimizer is not None):
+            x_BD = self.encoder(batch.token_ids_BT, batch.mask_BT)
+        dx_BD, loss = self.classifier.train_step(x_BD.detach(), batch.positives, lr=factor * config.classifier_lr,
+                                                 step=step, want_loss=want_loss)
+        if self.optimizer is not None:
+            x_BD.backward(dx_BD)
+            for group in self.optimizer.param_groups:
+                group["lr"] = factor * config.encoder_lr
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        log.count(len(batch.instance_B))
+        if loss is not None:
+            self._check_finite(float(loss))
+            log.training(self.step, self.step / self.loader.batches_per_epoch, float(loss) / len(batch.instance_B),
+                         {"encoder_lr": factor * config.encoder_lr, "classifier_lr": factor * config.classifier_lr})
+
+    def save(self) -> Path:
+        """Write a checkpoint of the current step and remove old ones."""
+        self._check_finite(0.0)
+        tensors, numbers = optimizer_tensors(self.optimizer) if self.optimizer is not None else ({}, {})
+        state = {"total_steps": self.total_steps, "loader": self.loader.state_dict(), "optimizer": numbers,
+                 "environment": environment()}
+        path = save_checkpoint(self.run.path, self.step, state=state,
+                               encoder={name: tensor.cpu() for name, tensor in self.encoder.state_dict().items()},
+                               optimizer={name: tensor.cpu() for name, tensor in tensors.items()},
+                               classifier=self.classifier.state_chunks())
+        prune_checkpoints(self.run.path, self.config.checkpoint.keep)
+        return path
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.loader.load_state_dict(checkpoint.state["loader"])
+            if self.optimizer is not None:
+                load_optimizer_tensors(self.optimizer, checkpoint.tensors("optimizer"), checkpoint.state["optimizer"])
+            before = checkpoint.state["environment"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptError(f"{checkpoint.folder / 'state.json'}: does not fit this run ({error!r}).") from error
+        self.step = checkpoint.step
+        changed = [f"{key} {before.get(key)} -> {value}" for key, value in environment().items()
+                   if before.get(key) != value]
+        if changed:
+            self.report(f"notice: {', '.join(changed)}; the result may differ in its last bits.")
+
+    def _validate(self, log: RunLog) -> None:
+        info = self.run.info
+        if info.validation_instances:
+            rows = (info.instances, info.instances + info.validation_instances)
+            log.validation(self.step, evaluate_model(
+                self.encoder, self.classifier, self.store, split="train", rows=rows, ks=VALIDATION_KS,
+                inverse_propensity=None, device=self.device))
+
+    def _checkpoint_due(self, last_save: float) -> bool:
+        rule = self.config.checkpoint
+        by_steps = rule.every_steps > 0 and self.step % rule.every_steps == 0
+        return by_steps or 0 < rule.every_minutes * 60 <= time.monotonic() - last_save
+
+    def _check_finite(self, loss: float) -> None:
+        saturated, non_finite = self.classifier.flags.tolist()
+        if non_finite or loss != loss or loss == float("inf"):
+            raise UserError(f"step {self.step}: the training diverged ({non_finite:,} non-finite and {saturated:,} "
+                            "saturated weights); lower optimizer.classifier_lr or optimizer.encoder_lr, "
+                            f"then resume or start again. The checkpoints in {self.run.path} are from before.")
+
+    def _say_what_is_used(self) -> None:
+        info, name = self.run.info, environment()["device"]
+        self.report(f"device {name} (kernels: {elmo_kernels.backend_name(self.device)}, "
+                    f"{torch.get_num_threads()} CPU threads); {info.instances:,} instances, {info.labels:,} labels x "
+                    f"{self.classifier.dim} features in {self.config.classifier.format}, "
+                    f"{len(self.classifier.chunks)} chunks; steps {self.step:,} to {self.total_steps:,}")
+
+
+def _mix(seed: int, step: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@contextmanager
+def _signals_caught(trainer: _Trainer) -> Iterator[None]:
+    """SIGTERM and SIGINT end training after the step at hand; a second one ends the process at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.signal = number
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in before:
+            signal.signal(number, stop)
+    except ValueError:  # not the main thread: the caller's own handlers stay
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

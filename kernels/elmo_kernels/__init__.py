@@ -1,0 +1,149 @@
+"""Chunked classifier operations in fp32, bf16 and fp8: one torch twin that is the specification, Numba for CPUs, Triton for GPUs.
+
+Shape legend: B instances in the batch, L labels in the chunk, D features, P positives, K top-k.
+Importing this package loads torch only; a backend's compiler is imported with its first operation.
+"""
+
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from elmo_kernels.chunks import dequantize, make_chunk
+from elmo_kernels.losses import LOSSES
+from elmo_kernels.reference import Step
+from elmo_kernels.rounding import random_bits, stream_key
+from elmo_kernels.types import (
+    BLOCK_LABELS,
+    FORMATS,
+    ROUNDINGS,
+    ChunkWeights,
+    Positives,
+    require_choice,
+    require_chunk,
+    require_tensor,
+)
+
+__all__ = [
+    "BLOCK_LABELS",
+    "FORMATS",
+    "LOSSES",
+    "ROUNDINGS",
+    "ChunkWeights",
+    "Positives",
+    "backend_name",
+    "dequantize",
+    "logit_grad",
+    "make_chunk",
+    "random_bits",
+    "topk_merge_",
+    "update_",
+]
+
+_MODULES = {"reference": "reference", "numba": "cpu", "triton": "triton_ops"}
+
+
+def backend_name(device: torch.device | str) -> str:
+    """The backend for tensors of a device: "triton" on CUDA, else "numba" where it is installed, else "reference".
+
+    The environment variable ``ELMO_KERNELS`` names one instead.
+
+    Raises:
+        ValueError: when ``ELMO_KERNELS`` is no backend, or one that cannot work on this device.
+    """
+    kind = torch.device(device).type
+    forced = os.environ.get("ELMO_KERNELS", "")
+    if forced:
+        require_choice("ELMO_KERNELS", forced, tuple(_MODULES))
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if (forced == "numba" and kind != "cpu") or (forced == "triton" and kind != "cuda" and not interpreted):
+            raise ValueError(f"ELMO_KERNELS={forced} cannot work on {kind} tensors; unset it or choose reference.")
+        return forced
+    if kind == "cuda":
+        return "triton"
+    return "numba" if kind == "cpu" and importlib.util.find_spec("numba") else "reference"
+
+
+def _backend(w: ChunkWeights) -> ModuleType:
+    return importlib.import_module(f"elmo_kernels.{_MODULES[backend_name(w.data_LD.device)]}")
+
+
+def logit_grad(
+    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, want_loss: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient of the summed loss with respect to the logits ``W x`` of a chunk.
+
+    Logits are accumulated in FP32 and never rounded before the loss (ELMO, Zhang et al., ICML 2025, rounds them to bf16).
+
+    Args:
+        x_BD: contiguous float32 embeddings.
+        positives: of the whole batch; those of other chunks touch nothing.
+        loss: a key of ``LOSSES``. want_loss: also return the loss, which costs a pass over the logits.
+
+    Returns:
+        g_LB float32, and the summed loss of the chunk as a float64 scalar tensor, or None.
+
+    Raises:
+        ValueError: for an unknown loss or tensors that do not fit.
+    """
+    require_chunk(w)
+    require_choice("loss", loss, tuple(LOSSES))
+    require_tensor("x_BD", x_BD, torch.float32, (x_BD.shape[0], w.data_LD.shape[1]))
+    return _backend(w).logit_grad(w, x_BD, positives, loss=loss, want_loss=want_loss)
+
+
+def update_(
+    w: ChunkWeights,
+    g_LB: Tensor,
+    x_BD: Tensor,
+    dx_BD: Tensor,
+    *,
+    lr: float,
+    weight_decay: float,
+    rounding: str,
+    seed: int,
+    step: int,
+    flags: Tensor,
+) -> None:
+    """One step of gradient descent on a chunk in place, and the chunk's part of the gradient of the embeddings.
+
+    ``dx_BD += g^T W`` with the weights from before the step; then ``W <- round(W - lr * (g x + weight_decay * W))``. Rows with
+    compensation (``comp_HD``) round to nearest and carry the rest to the next step; the others round as ``rounding`` says.
+    A new fp8 weight that is not finite keeps its old code.
+
+    Args:
+        g_LB: contiguous float32 from ``logit_grad``. x_BD, dx_BD: contiguous float32; dx_BD is added to.
+        rounding: "stochastic" or "nearest". seed, step: with label and feature they decide the random bits.
+        flags: int64 (2,): [0] grows by the number of saturated, [1] by the number of non-finite new weights.
+
+    Raises:
+        ValueError: for an unknown rounding or tensors that do not fit.
+    """
+    require_chunk(w)
+    require_choice("rounding", rounding, ROUNDINGS)
+    (labels, dim), batch = w.data_LD.shape, x_BD.shape[0]
+    require_tensor("g_LB", g_LB, torch.float32, (labels, batch))
+    require_tensor("x_BD", x_BD, torch.float32, (batch, dim))
+    require_tensor("dx_BD", dx_BD, torch.float32, (batch, dim))
+    require_tensor("flags", flags, torch.int64, (2,))
+    _backend(w).update_(w, g_LB, x_BD, dx_BD, Step(lr, weight_decay, rounding, stream_key(seed, step)), flags)
+
+
+def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor) -> None:
+    """Merge the logits of a chunk into a running top-k, best first, ties to the lower label id.
+
+    Args:
+        scores_BK: float32, -inf at first. ids_BK: int64 label ids, -1 at first and where fewer than K labels exist.
+        x_BD: contiguous float32 embeddings.
+
+    Raises:
+        ValueError: for tensors that do not fit.
+    """
+    require_chunk(w)
+    require_tensor("x_BD", x_BD, torch.float32, (x_BD.shape[0], w.data_LD.shape[1]))
+    require_tensor("scores_BK", scores_BK, torch.float32, (x_BD.shape[0], scores_BK.shape[1]))
+    require_tensor("ids_BK", ids_BK, torch.int64, tuple(scores_BK.shape))
+    _backend(w).topk_merge_(scores_BK, ids_BK, w, x_BD)

@@ -1,0 +1,82 @@
+"""Make the weights of a chunk, and read them back as float32."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from elmo_kernels import rounding as rd
+from elmo_kernels.reference import decode_rows, label_blocks
+from elmo_kernels.types import FORMATS, ChunkWeights, require_choice, require_chunk, require_dim
+
+INIT_STEP = -1
+FP8_FIRST_BINADE = 7
+"""The largest weight of a fresh row is coded in [64, 128), two binades below the one that raises the exponent."""
+
+
+def make_chunk(
+    fmt: str,
+    labels: int,
+    dim: int,
+    label_offset: int,
+    *,
+    seed: int,
+    std: float,
+    kahan_rows: int = 0,
+    device: torch.device | str = "cpu",
+) -> ChunkWeights:
+    """Random weights of the labels ``[label_offset, label_offset + labels)``, the same however the labels are cut in chunks.
+
+    A weight is a sum of four uniform 16-bit integers from the hash of (seed, label, feature): close to normal, standard
+    deviation ``std``, at most 3.46 times it, and exact in float32 on every device.
+
+    Args:
+        fmt: "fp32", "bf16" or "fp8". dim: a multiple of 16. label_offset: a multiple of ``BLOCK_LABELS``.
+        kahan_rows: the first so many rows of this chunk carry a Kahan compensation (bf16, fp8).
+
+    Raises:
+        ValueError: for an unknown format, a size out of range, or a ``std`` that is not positive and finite.
+    """
+    require_choice("format", fmt, tuple(FORMATS))
+    require_dim(dim)
+    if labels < 1 or not 0 <= kahan_rows <= labels:
+        raise ValueError(f"{labels} labels with {kahan_rows} rows of compensation; at least 1 label and at most all rows.")
+    if not (math.isfinite(std) and std > 0):
+        raise ValueError(f"the standard deviation of the first weights is {std}; it must be positive and finite.")
+    w = ChunkWeights(
+        fmt=fmt,
+        data_LD=torch.empty(labels, dim, dtype=FORMATS[fmt], device=device),
+        exponent_L=torch.zeros(labels, dtype=torch.int8, device=device) if fmt == "fp8" else None,
+        comp_HD=torch.zeros(kahan_rows, dim, dtype=torch.bfloat16, device=device) if kahan_rows else None,
+        label_offset=label_offset,
+    )
+    require_chunk(w)
+    for rows in label_blocks(w):
+        label_L = torch.arange(rows.start, rows.stop, device=device) + label_offset
+        _store_rows(w, rows, _normal_like(seed, label_L, dim) * (std * math.sqrt(3.0) / 2**16))
+    return w
+
+
+def _normal_like(seed: int, label_L: Tensor, dim: int) -> Tensor:
+    """Sums of four centred uniform 16-bit integers as float32, standard deviation 2**16 / sqrt(3)."""
+    bits_L2D = rd.random_bits(seed, INIT_STEP, label_L, torch.arange(2 * dim, device=label_L.device))
+    total_L2D = (bits_L2D & 0xFFFF) + (bits_L2D >> 16)
+    return (total_L2D[:, :dim] + total_L2D[:, dim:] - 2 * 0xFFFF).to(torch.float32)
+
+
+def _store_rows(w: ChunkWeights, rows: slice, value_LD: Tensor) -> None:
+    if w.exponent_L is None:
+        w.data_LD[rows] = value_LD.to(w.data_LD.dtype)
+        return
+    binade_L = torch.frexp(value_LD.abs().amax(1)).exponent
+    exponent_L = (binade_L - FP8_FIRST_BINADE).clamp(-rd.MAX_EXPONENT, rd.MAX_EXPONENT)
+    w.exponent_L[rows] = exponent_L.to(torch.int8)
+    w.data_LD[rows] = rd.fp8_nearest(value_LD * rd.power_of_two(-exponent_L)[:, None]).to(torch.uint8)
+
+
+def dequantize(w: ChunkWeights) -> Tensor:
+    """float32 weights of a whole chunk, (L, D). Meant for tests, export and small models: it is 4 bytes a weight."""
+    require_chunk(w)
+    return torch.cat([decode_rows(w, rows) for rows in label_blocks(w)])
+
+

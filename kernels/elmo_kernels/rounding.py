@@ -1,0 +1,165 @@
+"""Rounding and random bits, defined on integers: the torch twin, which is the specification.
+
+``rounding_numba`` and ``rounding_triton`` hold the same functions under the same names and give the same bytes.
+FP32 values enter as their bit patterns; a weight leaves as its code. No framework cast is trusted with it.
+
+Codes: bf16 is the upper half of the FP32 pattern. FP8 is E4M3 (OCP OFP8, finite + NaN): sign, 4 exponent bits of bias 7, 3 mantissa
+bits; 0x7F is NaN, 0x7E is 448; magnitudes below 16 (2**-5) lie on one even grid of step 2**-9.
+"""
+
+import torch
+from torch import Tensor
+
+MASK_32 = 0xFFFFFFFF
+MASK_64 = 0xFFFFFFFFFFFFFFFF
+FP32_INF = 0x7F800000
+FP32_SIGN = 0x80000000
+
+FP8_MAX = 448.0
+FP8_MAX_CODE = 0x7E
+FP8_NAN_CODE = 0x7F
+FP8_TOP_BINADE = 0x78
+FP8_EVEN_GRID = 16
+FP8_MIN_NORMAL = 2.0**-6
+FP8_MIN_NORMAL_BITS = (127 - 6) << 23
+FP8_REBIAS = (127 - 7) << 3
+FP8_TINY_SCALE = 2.0**29
+"""Steps of 2**-9 as fixed point with 20 fractional bits."""
+FP8_TINY_MAGIC = 2.0**14
+"""An FP32 number whose last bit is worth 2**-9: adding it rounds to that grid, ties to even."""
+MAX_EXPONENT = 100
+
+# Increment and multipliers of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014, section 5).
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+# Odd multipliers of the hash of one weight, chosen by the tests of tests/kernels/test_random_bits.py.
+WEIGHT_1 = 0x9E3779B1
+WEIGHT_2 = 0x85EBCA6B
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the Python integer that torch.int64 holds."""
+    value &= MASK_64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def stream_key(seed: int, step: int) -> int:
+    """One signed 64-bit key of a run's seed and step, both taken modulo 2**64. Host side, once a call."""
+    key = seed & MASK_64
+    for word in (0, step):
+        key = (key + (word & MASK_64) * MIX_2 + GOLDEN) & MASK_64
+        key = ((key ^ (key >> 30)) * MIX_1) & MASK_64
+        key = ((key ^ (key >> 27)) * MIX_2) & MASK_64
+        key ^= key >> 31
+    return _signed(key)
+
+
+def row_key(stream: int, label_L: Tensor) -> Tensor:
+    """The 64-bit key, int64, of each label id under a stream: SplitMix64 at the label's position."""
+    z = stream + label_L * _signed(GOLDEN)
+    z = (z ^ ((z >> 30) & (MASK_64 >> 30))) * _signed(MIX_1)
+    z = (z ^ ((z >> 27) & (MASK_64 >> 27))) * _signed(MIX_2)
+    return z ^ ((z >> 31) & (MASK_64 >> 31))
+
+
+def weight_bits(key_L1: Tensor, feature_D: Tensor) -> Tensor:
+    """32 random bits, int64 in [0, 2**32), from row keys and features, in 8 operations on 32 bits.
+
+    The upper bits are the best; rounding uses them from the top.
+    """
+    x = (feature_D ^ key_L1) & MASK_32
+    x = (x * WEIGHT_1) & MASK_32
+    x = x ^ (x >> 15)
+    x = (x + (key_L1 >> 32)) & MASK_32
+    x = (x * WEIGHT_2) & MASK_32
+    return x ^ (x >> 16)
+
+
+def random_bits(seed: int, step: int, label_L: Tensor, feature_D: Tensor) -> Tensor:
+    """Random bits of weights, a pure function of seed, step, label id and feature index.
+
+    Args:
+        seed, step: integers, taken modulo 2**64.
+        label_L: int64 label ids. feature_D: int64 feature indices below 2**32.
+
+    Returns:
+        int64 of shape (L, D) in [0, 2**32).
+    """
+    return weight_bits(row_key(stream_key(seed, step), label_L)[:, None], feature_D)
+
+
+def fp32_bits(v: Tensor) -> Tensor:
+    """The bit patterns of float32 values, int64 in [0, 2**32)."""
+    return v.contiguous().view(torch.int32).to(torch.int64) & MASK_32
+
+
+def bf16_value(code: Tensor) -> Tensor:
+    """float32 values of bf16 codes."""
+    return (code << 16).to(torch.int32).view(torch.float32)
+
+
+def bf16_stochastic(v: Tensor, random: Tensor) -> Tensor:
+    """bf16 codes (int64) of float32 values, rounded up in magnitude with the probability of the dropped fraction."""
+    bits = fp32_bits(v)
+    return torch.where(v.isnan(), (bits >> 16) | 0x40, ((bits + (random >> 16)) & MASK_32) >> 16)
+
+
+def bf16_nearest(v: Tensor) -> Tensor:
+    """bf16 codes (int64) of float32 values, nearest, ties to even."""
+    bits = fp32_bits(v)
+    return torch.where(v.isnan(), (bits >> 16) | 0x40, ((bits + 0x7FFF + ((bits >> 16) & 1)) & MASK_32) >> 16)
+
+
+def _fp8_finish(bits: Tensor, normal: Tensor, tiny: Tensor) -> Tensor:
+    magnitude = bits & ~FP32_SIGN
+    code = torch.where(magnitude < FP8_MIN_NORMAL_BITS, tiny, normal).clamp(max=FP8_MAX_CODE)
+    code = torch.where(magnitude > FP32_INF, FP8_NAN_CODE, code)
+    return code | ((bits >> 24) & 0x80)
+
+
+def _fp8_tiny(v: Tensor) -> Tensor:
+    """Magnitudes below the normal range as they are, 0 for all others, whose result the caller does not use."""
+    return torch.where(v.abs() < FP8_MIN_NORMAL, v.abs(), 0.0)
+
+
+def fp8_stochastic(v: Tensor, random: Tensor) -> Tensor:
+    """E4M3 codes (int64) of float32 values, unbiased from 2**-29 to 448; saturates at 448, NaN stays NaN.
+
+    Normal range: the 20 dropped bits of the pattern are compared with 20 random bits. Below 2**-6 the grid is even, so the
+    magnitude is taken as fixed point with 20 fractional bits instead.
+    """
+    bits = fp32_bits(v)
+    normal = (((bits & ~FP32_SIGN) + (random >> 12)) >> 20) - FP8_REBIAS
+    tiny = ((_fp8_tiny(v) * FP8_TINY_SCALE).to(torch.int64) + (random >> 12)) >> 20
+    return _fp8_finish(bits, normal, tiny)
+
+
+def fp8_nearest(v: Tensor) -> Tensor:
+    """E4M3 codes (int64) of float32 values, nearest, ties to even; saturates at 448, NaN stays NaN."""
+    bits = fp32_bits(v)
+    magnitude = bits & ~FP32_SIGN
+    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - FP8_REBIAS
+    tiny = fp32_bits(_fp8_tiny(v) + FP8_TINY_MAGIC) - (((127 + 14) << 23))
+    return _fp8_finish(bits, normal, tiny)
+
+
+def fp8_value(code: Tensor) -> Tensor:
+    """float32 values of E4M3 codes (int64), exact."""
+    magnitude = code & 0x7F
+    bits = torch.where(magnitude == FP8_NAN_CODE, FP32_INF | (1 << 22), (magnitude + FP8_REBIAS) << 20)
+    normal = bits.to(torch.int32).view(torch.float32)
+    value = torch.where(magnitude < 8, magnitude.to(torch.float32) * 2.0**-9, normal)
+    return torch.where(code >= 0x80, -value, value)
+
+
+def fp8_halve(code: Tensor, random: Tensor) -> Tensor:
+    """E4M3 codes (int64) of half the values, unbiased: exact above the even grid, one random bit on it."""
+    magnitude = code & 0x7F
+    on_grid = (magnitude + ((random >> 11) & 1)) >> 1
+    return torch.where(magnitude < FP8_EVEN_GRID, on_grid, magnitude - 8) | (code & 0x80)
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """``2.0**exponent`` as float32, exact, for integer exponents in [-126, 127]."""
+    return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)

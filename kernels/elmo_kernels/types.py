@@ -1,0 +1,92 @@
+"""The tensors that pass through the public operations, and the checks of their shapes.
+
+Shape legend: B instances in the batch, L labels in the chunk, D features, H rows with compensation, P positives, K top-k.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+BLOCK_LABELS = 1024
+"""Sums over labels are formed in blocks of this many labels, added in label order, so the chunk size never enters."""
+
+DIM_MULTIPLE = 16
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.uint8}
+ROUNDINGS = ("stochastic", "nearest")
+
+
+@dataclass(slots=True)
+class ChunkWeights:
+    """The classifier weights of consecutive labels.
+
+    Attributes:
+        fmt: a key of ``FORMATS``.
+        data_LD: float32, bfloat16, or uint8 E4M3 codes.
+        exponent_L: int8, fp8 only: a weight is ``e4m3(code) * 2**exponent``. It belongs to a label row because that costs
+            one byte a label and the largest code of a row, which decides it, is exact and known where the row is written.
+        comp_HD: bfloat16 Kahan compensation of the first H rows, or None. These rows round to nearest.
+        label_offset: label id of row 0, a multiple of ``BLOCK_LABELS``.
+    """
+
+    fmt: str
+    data_LD: Tensor
+    exponent_L: Tensor | None
+    comp_HD: Tensor | None
+    label_offset: int
+
+
+class Positives(Protocol):
+    """The positive (label, instance) pairs of a batch, each at most once, sorted by label, ties by instance.
+
+    Attributes:
+        label_P: int64 label ids of the whole model, not of a chunk.
+        instance_P: int64 rows of the batch.
+        weight_P: float32 targets in (0, 1].
+        block_ptr: int64, ``ceil(num_labels / BLOCK_LABELS) + 1``: the positives of label block b are
+            ``[block_ptr[b], block_ptr[b + 1])``.
+    """
+
+    label_P: Tensor
+    instance_P: Tensor
+    weight_P: Tensor
+    block_ptr: Tensor
+
+
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` that lists the choices unless ``value`` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def require_dim(dim: int) -> None:
+    """Raise ``ValueError`` unless the embedding size suits every backend."""
+    if dim < DIM_MULTIPLE or dim % DIM_MULTIPLE:
+        raise ValueError(f"the embedding size is {dim}; it must be a positive multiple of {DIM_MULTIPLE}.")
+
+
+def require_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless the tensor is contiguous and has this dtype and shape."""
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        kind = "contiguous" if tensor.is_contiguous() else "non-contiguous"
+        raise ValueError(f"{name} is {kind} {tensor.dtype} {tuple(tensor.shape)}; it must be contiguous {dtype} {shape}.")
+
+
+def require_chunk(w: ChunkWeights) -> None:
+    """Raise ``ValueError`` unless the parts of a chunk fit together."""
+    require_choice("format", w.fmt, tuple(FORMATS))
+    labels, dim = w.data_LD.shape
+    require_dim(dim)
+    require_tensor("data_LD", w.data_LD, FORMATS[w.fmt], (labels, dim))
+    if w.label_offset < 0 or w.label_offset % BLOCK_LABELS:
+        raise ValueError(f"label_offset is {w.label_offset}; it must be a multiple of {BLOCK_LABELS}.")
+    if (w.exponent_L is not None) != (w.fmt == "fp8"):
+        raise ValueError(f"format {w.fmt} with exponent_L {'missing' if w.exponent_L is None else 'given'}; only fp8 has it.")
+    if w.exponent_L is not None:
+        require_tensor("exponent_L", w.exponent_L, torch.int8, (labels,))
+    if w.comp_HD is not None:
+        head = w.comp_HD.shape[0]
+        if w.fmt == "fp32" or head > labels:
+            raise ValueError(f"compensation for {head} of {labels} rows in {w.fmt}; it needs bf16 or fp8 and at most all rows.")
+        require_tensor("comp_HD", w.comp_HD, torch.bfloat16, (head, dim))

@@ -1,0 +1,116 @@
+"""The classifier is one matrix to its user: chunks change memory, not a bit of the result."""
+
+import numpy as np
+import pytest
+import torch
+from elmo_kernels import BLOCK_LABELS, dequantize
+from elmo_stream.config import ClassifierConfig
+from elmo_stream.data.batch import Positives, Ragged, sort_positives
+from elmo_stream.errors import UserError
+from elmo_stream.model.classifier import ChunkedClassifier, plan_chunks
+
+LABELS, DIM, BATCH = 4500, 32, 9
+CPU = torch.device("cpu")
+
+
+def _classifier(**keys: object) -> ChunkedClassifier:
+    return ChunkedClassifier(LABELS, DIM, ClassifierConfig(**keys), seed=3, device=CPU)  # type: ignore[arg-type]
+
+
+def _batch(step: int) -> tuple[torch.Tensor, Positives]:
+    rng = np.random.default_rng(step)
+    rows = [np.sort(rng.choice(LABELS, rng.integers(0, 6), replace=False)) for _ in range(BATCH)]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    labels = Ragged(np.concatenate(rows), offsets)
+    x_BD = torch.from_numpy(rng.standard_normal((BATCH, DIM)).astype(np.float32))
+    return x_BD, sort_positives(labels, num_labels=LABELS, block_labels=BLOCK_LABELS)
+
+
+def _weights(classifier: ChunkedClassifier) -> torch.Tensor:
+    return torch.cat([dequantize(chunk) for chunk in classifier.chunks])
+
+
+@pytest.mark.parametrize("keys", [{"format": "fp32"}, {"format": "bf16"}, {"format": "fp8"},
+                                  {"format": "bf16", "rounding": "kahan"}, {"format": "fp8", "kahan_head": 0.3}])
+def test_chunk_size_changes_no_bit(keys: dict[str, object]) -> None:
+    results = []
+    for chunk_labels in (1000, 4096, LABELS):
+        classifier = _classifier(chunk_labels=chunk_labels, **keys)
+        for step in range(4):
+            x_BD, positives = _batch(step)
+            dx_BD, loss = classifier.train_step(x_BD, positives, lr=0.1, step=step, want_loss=True)
+        results.append((_weights(classifier), dx_BD, loss, *classifier.topk(x_BD, 7)))
+    assert len({len(_classifier(chunk_labels=size).chunks) for size in (1000, 4096, LABELS)}) == 3
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_step_is_gradient_descent_on_the_summed_loss() -> None:
+    classifier = _classifier(format="fp32", weight_decay=0.01)
+    x_BD, positives = _batch(0)
+    w_LD = _weights(classifier).double().requires_grad_()
+    x = x_BD.double().requires_grad_()
+    target = torch.zeros(BATCH, LABELS, dtype=torch.float64)
+    target[positives.instance_P, positives.label_P] = 1
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(x @ w_LD.T, target, reduction="sum")
+    loss.backward()
+    dx_BD, mine = classifier.train_step(x_BD, positives, lr=0.1, step=0, want_loss=True)
+    assert w_LD.grad is not None and x.grad is not None and mine is not None
+    torch.testing.assert_close(float(mine), float(loss), rtol=1e-6, atol=0)
+    torch.testing.assert_close(dx_BD.double(), x.grad, rtol=1e-4, atol=1e-4)
+    expected = w_LD.detach() - 0.1 * (w_LD.grad + 0.01 * w_LD.detach())
+    torch.testing.assert_close(_weights(classifier).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fmt", ["fp32", "bf16", "fp8"])
+def test_training_learns_its_instances(fmt: str) -> None:
+    classifier = _classifier(format=fmt)
+    x_BD, positives = _batch(1)
+    losses = [float(classifier.train_step(x_BD, positives, lr=0.05, step=step, want_loss=True)[1] or 0)
+              for step in range(60)]
+    assert losses[-1] < 0.05 * losses[0]
+    _, ids_BK = classifier.topk(x_BD, 1)
+    truth = set(zip(positives.instance_P.tolist(), positives.label_P.tolist(), strict=True))
+    with_labels = set(positives.instance_P.tolist())
+    assert all((row, int(ids_BK[row])) in truth for row in with_labels)
+
+
+def test_topk_is_the_dense_ranking_and_never_more_than_the_labels() -> None:
+    classifier = _classifier(format="fp8", chunk_labels=1024)
+    x_BD, _ = _batch(2)
+    scores_BK, ids_BK = classifier.topk(x_BD, 20)
+    dense = (x_BD @ _weights(classifier).T).numpy()
+    for row in range(BATCH):
+        expected = np.lexsort((np.arange(LABELS), -dense[row]))[:20]
+        assert np.allclose(dense[row][ids_BK[row].numpy()], dense[row][expected], atol=1e-5)
+    small = ChunkedClassifier(3, DIM, ClassifierConfig(), seed=0, device=CPU)
+    assert small.topk(x_BD, 10)[1].shape == (BATCH, 3)
+
+
+def test_saved_rows_restore_every_format_in_other_chunks() -> None:
+    for keys in ({"format": "fp32"}, {"format": "bf16", "rounding": "kahan"}, {"format": "fp8", "kahan_head": 0.3}):
+        classifier = _classifier(chunk_labels=2048, **keys)
+        x_BD, positives = _batch(0)
+        classifier.train_step(x_BD, positives, lr=0.1, step=0)
+        saved: dict[str, torch.Tensor] = {}
+        for _, _, tensors in classifier.state_chunks():
+            for name, tensor in tensors.items():
+                saved[name] = torch.cat([saved[name], tensor]) if name in saved else tensor.clone()
+        restored = ChunkedClassifier(LABELS, DIM, ClassifierConfig(chunk_labels=1024, **keys), seed=99, device=CPU,  # type: ignore[arg-type]
+                                     weights=lambda name, first, last, saved=saved: saved[name][first:last])
+        assert torch.equal(_weights(restored), _weights(classifier))
+        assert torch.equal(torch.cat([c.comp_HD for c in restored.chunks if c.comp_HD is not None] or [torch.empty(0)]),
+                           torch.cat([c.comp_HD for c in classifier.chunks if c.comp_HD is not None] or [torch.empty(0)]))
+
+
+def test_an_odd_embedding_is_refused() -> None:
+    with pytest.raises(UserError, match="multiple of 16"):
+        ChunkedClassifier(10, 20, ClassifierConfig(), seed=0, device=CPU)
+
+
+def test_chunks_cover_all_labels_in_whole_blocks() -> None:
+    for labels in (1, 1023, 1024, 1025, 100_000_000):
+        for wanted in (0, 1, 1000, 4096, labels):
+            chunks = plan_chunks(labels, wanted)
+            assert chunks[0][0] == 0 and chunks[-1][1] == labels
+            assert all(a[1] == b[0] and a[1] % BLOCK_LABELS == 0 for a, b in zip(chunks, chunks[1:], strict=False))
