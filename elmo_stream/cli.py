@@ -1,7 +1,6 @@
 """The command line: parses and calls, nothing else. Heavy imports wait inside the commands."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,7 +240,7 @@ def _finish(code: int, run: Path, as_json: bool) -> None:
 
     if as_json:
         click.echo(json.dumps({"run": str(run), "step": checkpoint_steps(run)[-1], "finished": code == 0}))
-    sys.exit(code)
+    click.get_current_context().exit(code)
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from elmo_stream.config import Config, load_config
 from elmo_stream.errors import UserError
 

@@ -2,8 +2,8 @@
 
     python tools/aot_report.py --arch sm_80 sm_90
 
-Columns: registers a thread, bytes a thread in local memory (spilled registers), bytes of shared memory a block.
-Exit code 1 when a kernel does not compile.
+Columns: registers a thread, bytes a thread in local memory (spilled registers), bytes of shared memory a
+block. Exit code 1 when a kernel does not compile.
 """
 
 import argparse
@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from elmo_kernels import triton_kernels as tk
 from elmo_kernels.triton_ops import OPTIONS, TILE_FLAT, TILE_P, TILES
 from elmo_kernels.types import BLOCK_LABELS
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 DEFAULT_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 DIM = 768
@@ -58,8 +57,8 @@ def variants() -> Iterator[tuple[Any, str, dict[str, Any]]]:
 def compile_for(kernel: Any, fmt: str, constants: dict[str, Any], arch: int) -> Any:
     """The compiled kernel for compute capability ``arch`` (80, 90, ...)."""
     types = {**ARGUMENT_TYPES, "data_ptr": DATA_TYPES[fmt], "exponent_ptr": "*i8"}
-    absent = {"fp32": ("exponent_ptr", "comp_ptr", "top_ptr"), "bf16": ("exponent_ptr", "top_ptr"), "fp8": ()}[fmt]
-    constants = {**constants, **{name: None for name in absent if name in kernel.arg_names}}
+    absent = {"fp32": ("exponent_ptr", "comp_ptr", "top_ptr"), "bf16": ("exponent_ptr", "top_ptr"), "fp8": ()}
+    constants = {**constants, **{name: None for name in absent[fmt] if name in kernel.arg_names}}
     if not constants.get("WANT_LOSS", True):
         constants["loss_ptr"] = None
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
@@ -68,7 +67,7 @@ def compile_for(kernel: Any, fmt: str, constants: dict[str, Any], arch: int) -> 
 
 
 def resources(cubin: bytes) -> tuple[str, str]:
-    """Registers and local bytes a thread, read from the binary by the ``cuobjdump`` that ships with Triton."""
+    """Registers and local bytes a thread, read from the binary by Triton's own ``cuobjdump``."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -81,11 +80,12 @@ def resources(cubin: bytes) -> tuple[str, str]:
 
 def main() -> int:
     """Print the table; 1 when a kernel does not compile."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--arch", nargs="+", default=DEFAULT_ARCHS, metavar="sm_NN")
     archs = [int(name.removeprefix("sm_")) for name in parser.parse_args().arch]
     failures = 0
-    print(f"{'kernel':24} {'loss':14} {'format':7} {'arch':7} {'registers':>9} {'local B':>8} {'shared B':>9}")
+    print(f"{'kernel':24} {'loss':14} format  arch    registers  local B  shared B")
     for kernel, fmt, constants in variants():
         for arch in archs:
             name = f"{kernel.__name__:24} {constants.get('LOSS', ''):14} {fmt:7} sm_{arch:<4}"

@@ -1,11 +1,9 @@
-"""The folder of a store while it is built: whose it is, what is being built there, and how it is cleared
-away.
-"""
+"""The folder of a store while it is built: whose it is, what is built there, and how it is cleared away."""
 
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +18,8 @@ if sys.platform != "win32":
     import fcntl
 
 _PLAN_NAME = "plan.json"
-_LABELS, _TOKENIZER = "labels", "tokenizer"
-_OURS = (*SPLITS, _LABELS, _TOKENIZER, BUILD_NAME)
-_TEMPORARY = ".tmp-"
+_PARTS = (*SPLITS, "labels", "tokenizer")
+_TEMPORARIES = "*.tmp-*"
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,9 @@ def inputs_unchanged(plan: dict[str, Any]) -> bool:
 
 @contextmanager
 def claim(out: Path, plan: dict[str, Any], report: Callable[[str], None]) -> Iterator[bool]:
-    """Take ``out`` for building ``plan``, continuing what an interrupted conversion left; yields whether it
-    is finished.
+    """Take ``out`` for building ``plan``, continuing what an interrupted conversion left.
+
+    Yields whether the conversion was finished already, but for its scratch.
 
     Raises:
         UserError: ``out`` holds a store already, or something that is not ours.
@@ -69,21 +67,20 @@ def claim(out: Path, plan: dict[str, Any], report: Callable[[str], None]) -> Ite
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: exists already and is not a folder; choose another place with --out.")
-    created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         build = out / BUILD_NAME
-        _remove_temporaries(out)
         same_plan = (build / _PLAN_NAME).is_file() and read_json(build / _PLAN_NAME) == plan
         finished = (out / INDEX_NAME).exists()
         if finished and not same_plan:
             raise UserError(f"{out}: exists already; choose another place with --out, or remove it first.")
-        if not build.is_dir() and not created and any(out.iterdir()):
-            raise UserError(
-                f"{out}: holds files that belong to no store; choose an empty or new folder with --out."
-            )
+        for unborn in out.glob(f"{BUILD_NAME}{_TEMPORARIES}"):
+            shutil.rmtree(unborn)
+        if not build.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out}: holds files of no conversion; choose an empty or new folder with --out.")
         if same_plan:
             report("continuing an interrupted conversion")
+            _remove_temporaries(out)
         else:
             if build.is_dir():
                 report("the inputs or options changed since an interrupted conversion: starting afresh")
@@ -100,36 +97,43 @@ def discard(out: Path) -> None:
         out.rmdir()
 
 
+def remove_scratch(out: Path) -> None:
+    """Remove the scratch of a finished conversion, its plan last, so that another try can go on from a kill."""
+    for path in (out / BUILD_NAME).iterdir():
+        if path.name != _PLAN_NAME:
+            shutil.rmtree(path)
+    shutil.rmtree(out / BUILD_NAME)
+
+
 def _remove_ours(out: Path) -> None:
-    # The scratch goes last: as long as it is there, the rest is known to be ours.
-    for name in _OURS:
+    # Without its plan nothing half removed can be taken for finished work; the scratch folder goes last,
+    # since it marks the rest as ours.
+    (out / BUILD_NAME / _PLAN_NAME).unlink(missing_ok=True)
+    _remove_temporaries(out)
+    for name in (*_PARTS, BUILD_NAME):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
 
 
 def _remove_temporaries(out: Path) -> None:
-    """Remove what a killed process was writing."""
-    folders: Sequence[Path] = [out, *(out / name for name in _OURS)]
-    for folder in folders:
-        for path in folder.glob(f"*{_TEMPORARY}*") if folder.is_dir() else ():
+    """Remove what killed processes were writing."""
+    for folder in (out, *(out / name for name in (*_PARTS, BUILD_NAME))):
+        for path in folder.glob(_TEMPORARIES):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; the lock ends with the process, however it ends. Windows has no such
-    lock.
-    """
+    """Hold ``folder`` for this process, however it ends; Windows has no such lock."""
     if sys.platform == "win32":
         yield
     else:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LockedError(f"{folder}: another process is converting into it; let it end.") from error
             yield
-        except BlockingIOError as error:
-            raise LockedError(
-                f"{folder}: another process is converting into it; wait until it has ended."
-            ) from error
         finally:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Label names as 128-bit hashes: 64 bits to sort and look up by, 64 more to tell apart what shares the first."""
+"""Label names as 128-bit hashes: 64 to sort and look up by, 64 to tell apart what shares those."""
 
 from collections.abc import Sequence
 from hashlib import blake2b

@@ -126,8 +126,8 @@ class StoreIndex:
             )
         if value.get("version") != VERSION:
             raise UserError(
-                f"{path}: store version {value.get('version')!r} is not the version {VERSION} that this elmo-stream "
-                "reads; convert the data again with this version, or install the one that wrote the store."
+                f"{path}: store version {value.get('version')!r} is not {VERSION}, which this elmo-stream "
+                "reads; convert the data again, or install the version that wrote the store."
             )
         body = {key: item for key, item in value.items() if key not in ("format", "version", "fingerprint")}
         index: StoreIndex = _decode(cls, body, str(path))
@@ -180,8 +180,10 @@ def _why_no_index(store: Path) -> str:
     if not store.is_dir():
         return f"{store}: no such folder; make a store with `elmo-stream shard TRAIN.jsonl --out {store}`."
     if (store / BUILD_NAME).is_dir():
-        return f"{store}: an unfinished conversion; run the same `elmo-stream shard ... --out {store}` again to finish it."
-    return f"{store}: not a store (it has no {INDEX_NAME}); make one with `elmo-stream shard TRAIN.jsonl --out FOLDER`."
+        return f"{store}: an unfinished conversion; run the same `elmo-stream shard` again to finish it."
+    return (
+        f"{store}: not a store (no {INDEX_NAME}); make one with `elmo-stream shard TRAIN.jsonl --out FOLDER`."
+    )
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:

@@ -1,22 +1,18 @@
 """Building the label map in bounded memory, for more labels than a dictionary could hold.
 
-Every worker counts into a bounded dictionary and spills it as a *run*: records (hash, check, count, length)
-sorted by hash, and the names in the same order. Runs are merged, at most 64 at a time, reading each from
-front to back. The last run alone decides the ids; its memory is at most about 40 bytes a label.
+Every worker counts into a bounded dictionary and spills it as runs. Runs are merged, at most 64 at a time,
+reading each from front to back. The last run alone decides the ids, in at most about 40 bytes a label.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from elmo_stream.data.hashing import hash_names
 from elmo_stream.data.index import MAX_LABELS
+from elmo_stream.data.label_runs import RECORD, Run, new_run, open_run, read_records
 from elmo_stream.data.labels import (
     CHECKS_FILE,
     FREQUENCY_FILE,
@@ -27,71 +23,8 @@ from elmo_stream.data.labels import (
 )
 from elmo_stream.errors import UserError
 
-_RECORD = np.dtype([("hash", "<u8"), ("check", "<u8"), ("count", "<i8"), ("length", "<i4")])
-_COUNTER_LABELS = 1 << 17
 _FAN_IN = 64
 _BLOCK = 1 << 16
-_MAX_HASH = np.uint64(2**64 - 1)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A spilled run: ``FOLDER/NAME.records`` and ``FOLDER/NAME.names``."""
-
-    folder: Path
-    name: str
-
-    @property
-    def records_path(self) -> Path:
-        """Records sorted by hash."""
-        return self.folder / f"{self.name}.records"
-
-    @property
-    def names_path(self) -> Path:
-        """UTF-8 names, concatenated in the order of the records."""
-        return self.folder / f"{self.name}.names"
-
-    def remove(self) -> None:
-        """Delete both files."""
-        self.records_path.unlink()
-        self.names_path.unlink()
-
-
-class LabelCounter:
-    """Counts labels, spilling a run into ``folder`` whenever it holds ``most`` distinct ones.
-
-    Attributes:
-        runs: names of the runs written so far; complete after :meth:`close`.
-    """
-
-    def __init__(self, folder: Path, most: int = _COUNTER_LABELS) -> None:
-        self._folder = folder
-        self._most = most
-        self._counts: dict[str, int] = {}
-        self.runs: list[str] = []
-
-    def add(self, labels: Iterable[str]) -> None:
-        """Count one occurrence of each label."""
-        for label in labels:
-            self._counts[label] = self._counts.get(label, 0) + 1
-        if len(self._counts) >= self._most:
-            self.close()
-
-    def close(self) -> None:
-        """Spill what is left."""
-        if not self._counts:
-            return
-        names = [label.encode() for label in self._counts]
-        records = np.empty(len(names), _RECORD)
-        records["hash"], records["check"] = hash_names(names)
-        records["count"] = list(self._counts.values())
-        records["length"] = [len(name) for name in names]
-        order = np.argsort(records["hash"], kind="stable")
-        run = Run(self._folder, f"run-{len(self.runs):05d}")
-        with _RunWriter(run) as writer:
-            writer.append(records[order], [names[place] for place in order])
-        self.runs.append(run.name)
-        self._counts.clear()
 
 
 def build_labels(runs: Sequence[Run], scratch: Path, names_folder: Path, lookup_folder: Path) -> int:
@@ -110,7 +43,7 @@ def build_labels(runs: Sequence[Run], scratch: Path, names_folder: Path, lookup_
         UserError: two labels share a 64-bit hash, or there are too many labels or occurrences.
     """
     run = _merge_all(runs, scratch)
-    total = run.records_path.stat().st_size // _RECORD.itemsize
+    total = run.records_path.stat().st_size // RECORD.itemsize
     if total > MAX_LABELS:
         raise UserError(
             f"the training data has {total} distinct labels; at most {MAX_LABELS} fit into 32-bit ids."
@@ -120,7 +53,7 @@ def build_labels(runs: Sequence[Run], scratch: Path, names_folder: Path, lookup_
     hashes = _create(lookup_folder / HASHES_FILE, "<u8", total)
     checks = _create(lookup_folder / CHECKS_FILE, "<u8", total)
     place = 0
-    for records in _read_records(run):
+    for records in _read_blocks(run):
         block = slice(place, place + len(records))
         if int(records["count"].max()) >= 2**32:
             raise UserError(
@@ -159,7 +92,7 @@ def _write_names(
 
 
 def _merge_all(runs: Sequence[Run], scratch: Path) -> Run:
-    """One run out of all; intermediate runs are removed as soon as they are merged, the given ones are kept."""
+    """One run out of all; intermediate runs are removed once they are merged, the given ones are kept."""
     level, given = list(runs), set(runs)
     number = 0
     while len(level) > 1 or level[0] in given:
@@ -177,17 +110,14 @@ def _merge_all(runs: Sequence[Run], scratch: Path) -> Run:
 
 
 def _merge(runs: Sequence[Run], target: Run) -> None:
-    readers = [_RunReader(run, max(1, _BLOCK // len(runs))) for run in runs]
-    try:
-        with _RunWriter(target) as writer:
-            while any([reader.fill() for reader in readers]):
-                bound = min(reader.safe_bound() for reader in readers)
-                taken = [reader.take(bound) for reader in readers]
-                names = [name for _, part in taken for name in part]
-                writer.append(*_combine(np.concatenate([records for records, _ in taken]), names))
-    finally:
-        for reader in readers:
-            reader.close()
+    with ExitStack() as files:
+        writer = files.enter_context(new_run(target))
+        readers = [files.enter_context(open_run(run, max(1, _BLOCK // len(runs)))) for run in runs]
+        while sum(reader.fill() for reader in readers):
+            bound = min(reader.safe_bound() for reader in readers)
+            taken = [reader.take(bound) for reader in readers]
+            names = [name for _, part in taken for name in part]
+            writer.append(*_combine(np.concatenate([records for records, _ in taken]), names))
 
 
 def _combine(records: NDArray[np.void], names: list[bytes]) -> tuple[NDArray[np.void], list[bytes]]:
@@ -205,67 +135,9 @@ def _combine(records: NDArray[np.void], names: list[bytes]) -> tuple[NDArray[np.
     return combined, [names[place] for place in order[firsts].tolist()]
 
 
-class _RunWriter:
-    def __init__(self, run: Run) -> None:
-        self._records: BinaryIO = open(run.records_path, "wb")
-        self._names: BinaryIO = open(run.names_path, "wb")
-
-    def append(self, records: NDArray[np.void], names: list[bytes]) -> None:
-        self._records.write(records.tobytes())
-        self._names.write(b"".join(names))
-
-    def __enter__(self) -> "_RunWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._records.close()
-        self._names.close()
-
-
-class _RunReader:
-    """Reads a run from front to back, ``block`` records ahead."""
-
-    def __init__(self, run: Run, block: int) -> None:
-        self._records = open(run.records_path, "rb")
-        self._names = open(run.names_path, "rb")
-        self._block = block
-        self._head = np.empty(0, _RECORD)
-        self._ended = False
-
-    def fill(self) -> bool:
-        """Read ahead; whether records are left."""
-        if not self._ended and (wanted := self._block - len(self._head)):
-            more = _records_from(self._records, wanted)
-            self._ended = len(more) < wanted
-            self._head = np.concatenate([self._head, more])
-        return len(self._head) > 0
-
-    def safe_bound(self) -> np.uint64:
-        """The hash up to which this run has been seen; the largest there is when all of it has."""
-        return _MAX_HASH if self._ended else np.uint64(self._head["hash"][-1])
-
-    def take(self, bound: np.uint64) -> tuple[NDArray[np.void], list[bytes]]:
-        """Records with hash <= ``bound`` among those seen, and their names."""
-        count = int(np.searchsorted(self._head["hash"], bound, side="right"))
-        records, self._head = self._head[:count], self._head[count:]
-        ends = list(accumulate(records["length"].tolist(), initial=0))
-        blob = self._names.read(ends[-1])
-        return records, [blob[start:end] for start, end in pairwise(ends)]
-
-    def close(self) -> None:
-        self._records.close()
-        self._names.close()
-
-
-def _records_from(stream: BinaryIO, count: int) -> NDArray[np.void]:
-    return np.frombuffer(stream.read(count * _RECORD.itemsize), _RECORD)
-
-
-def _read_records(run: Run) -> Iterator[NDArray[np.void]]:
+def _read_blocks(run: Run) -> Iterator[NDArray[np.void]]:
     with open(run.records_path, "rb") as stream:
-        while len(records := _records_from(stream, _BLOCK)):
+        while len(records := read_records(stream, _BLOCK)):
             yield records
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elmo_stream.data.index import ShardEntry
-from elmo_stream.data.label_build import LabelCounter, Run
+from elmo_stream.data.label_runs import LabelCounter, Run
 from elmo_stream.data.labels import LabelMap
 from elmo_stream.data.readers import Fields, Part, RawInstance, read_part
 from elmo_stream.data.shuffle import permute
@@ -49,7 +49,7 @@ class PartTask:
 
 @dataclass(frozen=True)
 class PartCounts:
-    """What pass 1 found in a part: kept rows, dropped rows by reason, merged duplicate labels, spilled runs."""
+    """What pass 1 found in a part: rows kept and dropped, duplicate labels merged, runs spilled."""
 
     rows: int
     dropped: dict[str, int]
@@ -91,7 +91,7 @@ class PartEncoding:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Pass 3 for the rows at positions ``begin`` ... ``end - 1`` of a split, scattered over ``parts`` parts."""
+    """Pass 3 for the rows at positions ``begin`` ... ``end - 1`` of a split, out of ``parts`` parts."""
 
     build: Path
     split: str

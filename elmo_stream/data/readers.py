@@ -168,7 +168,7 @@ def _labels(value: dict[str, Any], name: str, fields: Fields) -> list[str]:
         _refuse_surrogates(label, f"label {place} in field '{name}'")
         if len(label) > MAX_LABEL_BYTES // 4 and len(label.encode()) > MAX_LABEL_BYTES:
             raise ValueError(
-                f"label {place} in field '{name}' is longer than {MAX_LABEL_BYTES} bytes; a label is a name, not a text."
+                f"label {place} in field '{name}' is longer than {MAX_LABEL_BYTES} bytes; expected a name."
             )
     return labels
 
@@ -195,7 +195,8 @@ def _refuse_surrogates(text: str, where: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}); expected whole characters."
+                f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x})."
+                " Write the character itself, or both halves."
             ) from error
 
 
@@ -214,7 +215,7 @@ def _kind(value: Any) -> str:
 
 
 def _example(fields: Fields) -> str:
-    example: dict[str, Any] = {name: "..." for name in fields.text}
+    example: dict[str, Any] = dict.fromkeys(fields.text, "...")
     return json.dumps(example if fields.label is None else example | {fields.label: ["..."]})
 
 

@@ -7,16 +7,15 @@ the index comes last.
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from elmo_stream.data.build_folder import Options, claim, discard, inputs_unchanged, plan_of
+from elmo_stream.data.build_folder import Options, claim, discard, inputs_unchanged, plan_of, remove_scratch
 from elmo_stream.data.conversion import Conversion, Progress
-from elmo_stream.data.index import BUILD_NAME, Propensity, StoreIndex
+from elmo_stream.data.index import Propensity, StoreIndex
 from elmo_stream.data.readers import Fields, check_format
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
@@ -109,7 +108,7 @@ def convert(
                 discard(out)
                 raise
             index.save(out)
-        shutil.rmtree(out / BUILD_NAME)
+        remove_scratch(out)
     return _summary(StoreIndex.load(out), out, time.monotonic() - started)
 
 
@@ -132,9 +131,7 @@ def _check_options(options: Options, workers: int | None) -> None:
 
 
 def _choose_part_bytes(paths: Sequence[Path]) -> int:
-    """Some 64 parts; not by the number of workers, so that another number can continue an interrupted
-    conversion.
-    """
+    """Some 64 parts, whatever the number of workers, so that another number can continue a conversion."""
     least, most = _PART_BYTES
     return min(max(sum(path.stat().st_size for path in paths) // _PARTS, least), most)
 

@@ -258,7 +258,7 @@ def _open_hub(name: str, max_length: int) -> Tokenizer:
 
 
 def _pad_id(tokenizer: tokenizers.Tokenizer) -> int:
-    """The id that fills short rows; where a tokenizer knows none it is 0, since padding is masked everywhere."""
+    """The id that fills short rows; 0 where a tokenizer knows none, since padding is masked everywhere."""
     if tokenizer.padding:
         return int(tokenizer.padding["pad_id"])
     return _first_known(tokenizer, _PAD_NAMES) or 0

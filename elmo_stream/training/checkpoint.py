@@ -4,6 +4,8 @@ The manifest lists every file with its size and SHA-256; a checkpoint without a 
 classifier is written and read chunk by chunk, and can be read in other chunks than it was written in.
 """
 
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -55,8 +57,8 @@ def save_checkpoint(run: Path, step: int, *, state: dict[str, Any], encoder: dic
             save_file(tensors, folder / name)
             chunks.append({"file": name, "first_label": first, "last_label": last})
         write_json_durably(folder / "state.json", {**state, "step": step, "chunks": chunks})
-        write_json_durably(folder / "manifest.json", {"format": FORMAT, "version": VERSION, "step": step,
-                                                      "files": list_files(folder)})
+        body = {"format": FORMAT, "version": VERSION, "step": step, "files": list_files(folder)}
+        write_json_durably(folder / "manifest.json", {**body, "sha256": _digest(body)})
     return final
 
 
@@ -67,6 +69,10 @@ def prune_checkpoints(run: Path, keep: int) -> None:
         shutil.rmtree(folder / f"step-{step:08d}")
     for leftover in folder.glob("step-*.tmp-*"):
         shutil.rmtree(leftover)
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def verify_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
@@ -80,6 +86,8 @@ def verify_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
         raise CorruptError(f"{manifest_path}: missing; this checkpoint is incomplete.")
     manifest = read_json(manifest_path)
     try:
+        if manifest.pop("sha256") != _digest(manifest):
+            raise CorruptError(f"{manifest_path}: its checksum differs from the one written; the file is damaged.")
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
             raise CorruptError(f"{manifest_path}: version {manifest['version']} of {manifest['format']!r} is unknown "
                                f"to this release, which reads version {VERSION}.")

@@ -1,7 +1,6 @@
 """The encoder's optimizer and the learning rate as a function of the step."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,21 +42,24 @@ def build_optimizer(encoder: nn.Module, config: OptimizerConfig) -> torch.optim.
     return torch.optim.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, fused=True)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state as named tensors, and its plain numbers, both keyed ``parameter.name``."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value
-    return tensors, numbers
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The optimizer's state as tensors named ``parameter.name``, and the step counters of its groups by number.
+
+    torch keeps its counters with the parameters, torch-optimi with the groups.
+    """
+    tensors = {f"{index}.{name}": value for index, state in optimizer.state_dict()["state"].items()
+               for name, value in state.items()}
+    counters = {str(i): int(group["step"]) for i, group in enumerate(optimizer.param_groups) if "step" in group}
+    return tensors, counters
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
-                           numbers: dict[str, Any]) -> None:
+                           counters: dict[str, int]) -> None:
     """Restore what ``optimizer_tensors`` gave."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **numbers}.items():
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for number, steps in counters.items():
+        optimizer.param_groups[int(number)].update(step=torch.tensor(steps, dtype=torch.int32), setup=True)

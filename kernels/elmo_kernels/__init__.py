@@ -1,4 +1,5 @@
-"""Chunked classifier operations in fp32, bf16 and fp8: one torch twin that is the specification, Numba for CPUs, Triton for GPUs.
+"""Chunked classifier operations in fp32, bf16 and fp8: one torch twin that is the specification, Numba for
+CPUs, Triton for GPUs.
 
 Shape legend: B instances in the batch, L labels in the chunk, D features, P positives, K top-k.
 Importing this package loads torch only; a backend's compiler is imported with its first operation.
@@ -47,7 +48,8 @@ _MODULES = {"reference": "reference", "numba": "cpu", "triton": "triton_ops"}
 
 
 def backend_name(device: torch.device | str) -> str:
-    """The backend for tensors of a device: "triton" on CUDA, else "numba" where it is installed, else "reference".
+    """The backend for tensors of a device: "triton" on CUDA, else "numba" where it is installed, else
+    "reference".
 
     The environment variable ``ELMO_KERNELS`` names one instead.
 
@@ -59,8 +61,9 @@ def backend_name(device: torch.device | str) -> str:
     if forced:
         require_choice("ELMO_KERNELS", forced, tuple(_MODULES))
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        if (forced == "numba" and kind != "cpu") or (forced == "triton" and kind != "cuda" and not interpreted):
-            raise ValueError(f"ELMO_KERNELS={forced} cannot work on {kind} tensors; unset it or choose reference.")
+        works = {"reference": True, "numba": kind == "cpu", "triton": kind == "cuda" or interpreted}
+        if not works[forced]:
+            raise ValueError(f"ELMO_KERNELS={forced} cannot work on {kind} tensors; unset it.")
         return forced
     if kind == "cuda":
         return "triton"
@@ -76,7 +79,8 @@ def logit_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient of the summed loss with respect to the logits ``W x`` of a chunk.
 
-    Logits are accumulated in FP32 and never rounded before the loss (ELMO, Zhang et al., ICML 2025, rounds them to bf16).
+    Logits are accumulated in FP32 and never rounded before the loss (ELMO, Zhang et al., ICML 2025, rounds
+    them to bf16).
 
     Args:
         x_BD: contiguous float32 embeddings.
@@ -108,11 +112,11 @@ def update_(
     step: int,
     flags: Tensor,
 ) -> None:
-    """One step of gradient descent on a chunk in place, and the chunk's part of the gradient of the embeddings.
+    """One step of gradient descent on a chunk in place, and its part of the gradient of the embeddings.
 
-    ``dx_BD += g^T W`` with the weights from before the step; then ``W <- round(W - lr * (g x + weight_decay * W))``. Rows with
-    compensation (``comp_HD``) round to nearest and carry the rest to the next step; the others round as ``rounding`` says.
-    A new fp8 weight that is not finite keeps its old code.
+    ``dx_BD += g^T W`` with the weights from before the step; then ``W <- round(W - lr * (g x + decay * W))``.
+    Rows with compensation (``comp_HD``) round to nearest and carry the rest to the next step; the others
+    round as ``rounding`` says. A new fp8 weight that is not finite keeps its old code.
 
     Args:
         g_LB: contiguous float32 from ``logit_grad``. x_BD, dx_BD: contiguous float32; dx_BD is added to.
@@ -136,7 +140,8 @@ def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor
     """Merge the logits of a chunk into a running top-k, best first, ties to the lower label id.
 
     Args:
-        scores_BK: float32, -inf at first. ids_BK: int64 label ids, -1 at first and where fewer than K labels exist.
+        scores_BK: float32, -inf at first. ids_BK: int64 label ids, -1 at first and where fewer than K labels
+            exist.
         x_BD: contiguous float32 embeddings.
 
     Raises:

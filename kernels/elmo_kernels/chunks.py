@@ -11,7 +11,7 @@ from elmo_kernels.types import FORMATS, ChunkWeights, require_choice, require_ch
 
 INIT_STEP = -1
 FP8_FIRST_BINADE = 7
-"""The largest weight of a fresh row is coded in [64, 128), two binades below the one that raises the exponent."""
+"""The largest code of a fresh row lies in [64, 128), two binades below the one that raises the exponent."""
 
 
 def make_chunk(
@@ -25,10 +25,11 @@ def make_chunk(
     kahan_rows: int = 0,
     device: torch.device | str = "cpu",
 ) -> ChunkWeights:
-    """Random weights of the labels ``[label_offset, label_offset + labels)``, the same however the labels are cut in chunks.
+    """Random weights of the labels ``[label_offset, label_offset + labels)``, the same however the labels are
+    cut in chunks.
 
-    A weight is a sum of four uniform 16-bit integers from the hash of (seed, label, feature): close to normal, standard
-    deviation ``std``, at most 3.46 times it, and exact in float32 on every device.
+    A weight is a sum of four uniform 16-bit integers from the hash of (seed, label, feature): close to
+    normal, standard deviation ``std``, at most 3.46 times it, and exact in float32 on every device.
 
     Args:
         fmt: "fp32", "bf16" or "fp8". dim: a multiple of 16. label_offset: a multiple of ``BLOCK_LABELS``.
@@ -40,9 +41,9 @@ def make_chunk(
     require_choice("format", fmt, tuple(FORMATS))
     require_dim(dim)
     if labels < 1 or not 0 <= kahan_rows <= labels:
-        raise ValueError(f"{labels} labels with {kahan_rows} rows of compensation; at least 1 label and at most all rows.")
+        raise ValueError(f"{labels} labels, {kahan_rows} with compensation: needs 1 label, at most all rows.")
     if not (math.isfinite(std) and std > 0):
-        raise ValueError(f"the standard deviation of the first weights is {std}; it must be positive and finite.")
+        raise ValueError(f"std of the first weights is {std}; it must be positive and finite.")
     w = ChunkWeights(
         fmt=fmt,
         data_LD=torch.empty(labels, dim, dtype=FORMATS[fmt], device=device),
@@ -75,7 +76,7 @@ def _store_rows(w: ChunkWeights, rows: slice, value_LD: Tensor) -> None:
 
 
 def dequantize(w: ChunkWeights) -> Tensor:
-    """float32 weights of a whole chunk, (L, D). Meant for tests, export and small models: it is 4 bytes a weight."""
+    """float32 weights of a whole chunk, (L, D): 4 bytes a weight, so meant for tests and export."""
     require_chunk(w)
     return torch.cat([decode_rows(w, rows) for rows in label_blocks(w)])
 

@@ -1,6 +1,8 @@
-"""The CPU backend: matrix products by torch, block by block as in ``reference``, and the row operations by Numba.
+"""The CPU backend: matrix products by torch, block by block as in ``reference``, and the row operations by
+Numba.
 
-One pass over a row steps, rounds, encodes and, where needed, raises its exponent; the bytes are those of the twin.
+One pass over a row steps, rounds, encodes and, where needed, raises its exponent; the bytes are those of the
+twin.
 """
 
 from functools import partial
@@ -43,7 +45,7 @@ def _decode_fp8(data, exponent, out):  # pragma: no cover
 
 
 @_parallel
-def _update_bf16(data, w, u, comp, lr, decay, stochastic, stream, first, bad):  # pragma: no cover
+def _update_bf16(data, w, u, comp, lr, decay, stochastic, stream, first, features, bad):  # pragma: no cover
     for row in numba.prange(data.shape[0]):
         key = rn.row_key(stream, first + row)
         kahan = row < comp.shape[0]
@@ -53,7 +55,7 @@ def _update_bf16(data, w, u, comp, lr, decay, stochastic, stream, first, bad):  
             if kahan:
                 v = v + rn.bf16_value(comp[row, j])
             if stochastic and not kahan:
-                code = rn.bf16_stochastic(v, rn.weight_bits(key, j))
+                code = rn.bf16_stochastic(v, rn.weight_bits(key, features[j]))
             else:
                 code = rn.bf16_nearest(v)
             new = rn.bf16_value(code)
@@ -65,7 +67,9 @@ def _update_bf16(data, w, u, comp, lr, decay, stochastic, stream, first, bad):  
 
 
 @_parallel
-def _update_fp8(data, exponent, w, u, comp, lr, decay, stochastic, stream, first, bad):  # pragma: no cover
+def _update_fp8(
+    data, exponent, w, u, comp, lr, decay, stochastic, stream, first, features, bad
+):  # pragma: no cover  # fmt: skip
     for row in numba.prange(data.shape[0]):
         key = rn.row_key(stream, first + row)
         kahan = row < comp.shape[0]
@@ -77,7 +81,7 @@ def _update_fp8(data, exponent, w, u, comp, lr, decay, stochastic, stream, first
                 v = v + rn.bf16_value(comp[row, j])
             scaled = v * inverse
             if stochastic and not kahan:
-                code = rn.fp8_stochastic(scaled, rn.weight_bits(key, j))
+                code = rn.fp8_stochastic(scaled, rn.weight_bits(key, features[j]))
             else:
                 code = rn.fp8_nearest(scaled)
             finite = rn.is_finite(v)
@@ -96,7 +100,7 @@ def _update_fp8(data, exponent, w, u, comp, lr, decay, stochastic, stream, first
             exponent[row] += 1
             for j in range(data.shape[1]):
                 old = np.uint32(data[row, j])
-                code = rn.fp8_halve(old, rn.weight_bits(key, j))
+                code = rn.fp8_halve(old, rn.weight_bits(key, features[j]))
                 data[row, j] = code
                 if kahan:
                     moved = rn.fp8_value(old) * scale - rn.fp8_value(code) * rn.power_of_two(exponent[row])
@@ -153,11 +157,13 @@ def _update(w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step
     lr, decay = np.float32(step.lr), np.float32(step.weight_decay)
     stochastic, first = step.rounding == "stochastic", w.label_offset + rows.start
     bad = torch.zeros(w_LD.shape[0], 2, dtype=torch.int64)
-    common = (w_LD.numpy(), u_LD.numpy(), comp, lr, decay, stochastic, step.stream, first, bad.numpy())
+    features = rd.feature_key(torch.arange(w_LD.shape[1])).to(torch.uint32).numpy()
+    step_arguments = (comp, lr, decay, stochastic, step.stream, first, features, bad.numpy())
     if w.exponent_L is None:
-        _update_bf16(_patterns(w.data_LD[rows]), *common)
+        _update_bf16(_patterns(w.data_LD[rows]), w_LD.numpy(), u_LD.numpy(), *step_arguments)
     else:
-        _update_fp8(w.data_LD[rows].numpy(), w.exponent_L[rows].numpy(), *common)
+        code_LD, exponent_L = w.data_LD[rows].numpy(), w.exponent_L[rows].numpy()
+        _update_fp8(code_LD, exponent_L, w_LD.numpy(), u_LD.numpy(), *step_arguments)
     flags += bad.sum(0)
 
 

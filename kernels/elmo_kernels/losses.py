@@ -5,8 +5,8 @@ With the logit z and the target y in [0, 1] (0 for negatives), both losses of th
     loss(z, y) = (1 - y) * value(z) + y * value(-z)
     gradient   = (1 - y) * slope(z) - y * slope(-z)
 
-A plain positive (y = 1) of the binary cross-entropy gets ``-sigmoid(-z)``, never ``sigmoid(z) - 1``, which cancels: in
-bfloat16 it is exactly 0 beyond z = 6.5. The reduction is the sum over all pairs.
+A plain positive (y = 1) of the binary cross-entropy gets ``-sigmoid(-z)``, never ``sigmoid(z) - 1``, which
+cancels: in bfloat16 it is exactly 0 beyond z = 6.5. The reduction is the sum over all pairs.
 """
 
 from collections.abc import Callable

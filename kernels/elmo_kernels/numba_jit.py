@@ -1,7 +1,7 @@
 """Numba's compiler with a cache on disk that cannot go stale.
 
-Numba renews a cached function when its own file changes, but not when a function or constant that it uses from another file
-does. So the cache lives in a folder named by the content of all files that take part.
+Numba renews a cached function when its own file changes, but not when a function or constant that it uses
+from another file does. So the cache lives in a folder named by the content of all files that take part.
 """
 
 import hashlib

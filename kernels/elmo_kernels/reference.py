@@ -1,7 +1,9 @@
-"""The torch twin: the specification of every operation, and the loop over label blocks that the CPU backend shares.
+"""The torch twin: the specification of every operation, and the loop over label blocks that the CPU backend
+shares.
 
-An operation walks over the blocks of 1,024 labels in order. Each block is decoded, multiplied in FP32, and handled by three
-element-wise row operations. Numba replaces only these (``RowOps``), so matrix products, and their bits, are the same.
+An operation walks over the blocks of 1,024 labels in order. Each block is decoded, multiplied in FP32, and
+handled by three element-wise row operations. Numba replaces only these (``RowOps``), so matrix products, and
+their bits, are the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,15 +44,15 @@ def decode_rows(w: ChunkWeights, rows: slice) -> Tensor:
 
 
 def update_rows_(w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step, flags: Tensor) -> None:
-    """Replace rows, whose float32 values are ``w_LD``, by their step along the gradient ``u_LD``, rounded to the format."""
+    """Step rows, whose float32 values are ``w_LD``, against the gradient ``u_LD`` and round to the format."""
     v_LD = w_LD - step.lr * (u_LD + step.weight_decay * w_LD)
     if w.fmt == "fp32":
         flags[1] += (~v_LD.isfinite()).sum()
         w.data_LD[rows] = v_LD
         return
     label_L = torch.arange(rows.start, rows.stop, device=v_LD.device) + w.label_offset
-    feature_D = torch.arange(v_LD.shape[1], device=v_LD.device)
-    random_LD = rd.weight_bits(rd.row_key(step.stream, label_L)[:, None], feature_D)
+    feature_key_D = rd.feature_key(torch.arange(v_LD.shape[1], device=v_LD.device))
+    random_LD = rd.weight_bits(rd.row_key(step.stream, label_L)[:, None], feature_key_D)
     comp = None if w.comp_HD is None else w.comp_HD[rows]
     head = 0 if comp is None else comp.shape[0]
     if comp is not None:
@@ -89,7 +91,7 @@ def _round_rows(
 
 
 def _compensate_(comp: Tensor | None, v_LD: Tensor, new_LD: Tensor) -> None:
-    """Kahan's sum: keep what rounding took from the first rows; a row element that is not finite keeps its old value."""
+    """Kahan's sum: keep what rounding took from the first rows; where that is not finite, keep the old."""
     if comp is not None:
         lost = (v_LD - new_LD)[: comp.shape[0]]
         comp.copy_(torch.where(lost.isfinite(), rd.bf16_value(rd.bf16_nearest(lost)).bfloat16(), comp))
@@ -100,7 +102,8 @@ def _raise_exponents(
 ) -> None:
     """Store codes; a row that reaches the top binade is halved, on codes, and its exponent raised by one.
 
-    So a row always has a factor of two to grow into before the next step, and saturation needs a step that doubles it.
+    So a row always has a factor of two to grow into before the next step, and saturation needs a step that
+    doubles it.
     """
     assert w.exponent_L is not None
     exponent_L = w.exponent_L[rows]
@@ -117,11 +120,12 @@ def _raise_exponents(
 def merge_rows_(scores_BK: Tensor, ids_BK: Tensor, z_BL: Tensor, first_label: int) -> None:
     """Keep the K best of the running top-k and the logits of the labels from ``first_label`` on.
 
-    Score and label become one integer that sorts by score, then by lower label, so no tie is left to the sort.
-    A logit that is NaN counts as -inf.
+    Score and label become one integer that sorts by score, then by lower label, so no tie is left to the
+    sort. A logit that is NaN counts as -inf.
     """
     label_L = torch.arange(first_label, first_label + z_BL.shape[1], device=z_BL.device)
-    key = torch.cat([_sort_key(scores_BK, ids_BK), _sort_key(z_BL, label_L)], 1).topk(scores_BK.shape[1], 1).values
+    candidates = torch.cat([_sort_key(scores_BK, ids_BK), _sort_key(z_BL, label_L)], 1)
+    key = candidates.topk(scores_BK.shape[1], 1).values
     upper = key >> 32
     scores_BK.copy_(torch.where(upper < 0, upper ^ 0x7FFFFFFF, upper).to(torch.int32).view(torch.float32))
     label = NO_LABEL - (key & rd.MASK_32)
@@ -169,7 +173,7 @@ def logit_grad(
 
 
 def update_(
-    w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, step: Step, flags: Tensor, *, ops: RowOps = TWIN
+    w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, step: Step, flags: Tensor, ops: RowOps = TWIN
 ) -> None:
     """See ``elmo_kernels.update_``."""
     for rows in label_blocks(w):
@@ -178,7 +182,9 @@ def update_(
         ops.update_(w, rows, w_LD, torch.mm(g_LB[rows], x_BD), step, flags)
 
 
-def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, *, ops: RowOps = TWIN) -> None:
+def topk_merge_(
+    scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, ops: RowOps = TWIN
+) -> None:
     """See ``elmo_kernels.topk_merge_``."""
     for rows in label_blocks(w):
         ops.merge_(scores_BK, ids_BK, torch.mm(x_BD, ops.decode(w, rows).T), w.label_offset + rows.start)

@@ -1,10 +1,12 @@
 """Rounding and random bits, defined on integers: the torch twin, which is the specification.
 
-``rounding_numba`` and ``rounding_triton`` hold the same functions under the same names and give the same bytes.
-FP32 values enter as their bit patterns; a weight leaves as its code. No framework cast is trusted with it.
+``rounding_numba`` and ``rounding_triton`` hold the same functions under the same names and give the same
+bytes. FP32 values enter as their bit patterns; a weight leaves as its code. No framework cast is trusted with
+it.
 
-Codes: bf16 is the upper half of the FP32 pattern. FP8 is E4M3 (OCP OFP8, finite + NaN): sign, 4 exponent bits of bias 7, 3 mantissa
-bits; 0x7F is NaN, 0x7E is 448; magnitudes below 16 (2**-5) lie on one even grid of step 2**-9.
+Codes: bf16 is the upper half of the FP32 pattern. FP8 is E4M3 (OCP OFP8, finite + NaN): sign, 4 exponent bits
+of bias 7, 3 mantissa bits; 0x7F is NaN, 0x7E is 448; magnitudes below 16 (2**-5) lie on one even grid of step
+2**-9.
 """
 
 import torch
@@ -29,11 +31,15 @@ FP8_TINY_MAGIC = 2.0**14
 """An FP32 number whose last bit is worth 2**-9: adding it rounds to that grid, ties to even."""
 MAX_EXPONENT = 100
 
-# Increment and multipliers of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014, section 5).
+# Increment and multipliers of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+# 2014, section 5).
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
-# Odd multipliers of the hash of one weight, chosen by the tests of tests/kernels/test_random_bits.py.
+# Multipliers of the finalizer of MurmurHash3 (Appleby, 2011), which mixes a feature index.
+FEATURE_1 = 0x85EBCA6B
+FEATURE_2 = 0xC2B2AE35
+# Odd multipliers of the hash of one weight, held to account by tests/kernels/test_random_bits.py.
 WEIGHT_1 = 0x9E3779B1
 WEIGHT_2 = 0x85EBCA6B
 
@@ -63,15 +69,27 @@ def row_key(stream: int, label_L: Tensor) -> Tensor:
     return z ^ ((z >> 31) & (MASK_64 >> 31))
 
 
-def weight_bits(key_L1: Tensor, feature_D: Tensor) -> Tensor:
-    """32 random bits, int64 in [0, 2**32), from row keys and features, in 8 operations on 32 bits.
+def feature_key(feature_D: Tensor) -> Tensor:
+    """A mixed 32-bit key, int64, of each feature index below 2**32.
+
+    Made once a feature, not once a weight: neighbours then differ in many bits before the short hash of a
+    weight begins.
+    """
+    x = ((feature_D + 1) * WEIGHT_1) & MASK_32
+    x = ((x ^ (x >> 16)) * FEATURE_1) & MASK_32
+    x = ((x ^ (x >> 13)) * FEATURE_2) & MASK_32
+    return x ^ (x >> 16)
+
+
+def weight_bits(row_key_L1: Tensor, feature_key_D: Tensor) -> Tensor:
+    """32 random bits, int64 in [0, 2**32), from the keys of row and feature, in 8 operations on 32 bits.
 
     The upper bits are the best; rounding uses them from the top.
     """
-    x = (feature_D ^ key_L1) & MASK_32
+    x = (feature_key_D ^ row_key_L1) & MASK_32
     x = (x * WEIGHT_1) & MASK_32
     x = x ^ (x >> 15)
-    x = (x + (key_L1 >> 32)) & MASK_32
+    x = (x + (row_key_L1 >> 32)) & MASK_32
     x = (x * WEIGHT_2) & MASK_32
     return x ^ (x >> 16)
 
@@ -86,7 +104,7 @@ def random_bits(seed: int, step: int, label_L: Tensor, feature_D: Tensor) -> Ten
     Returns:
         int64 of shape (L, D) in [0, 2**32).
     """
-    return weight_bits(row_key(stream_key(seed, step), label_L)[:, None], feature_D)
+    return weight_bits(row_key(stream_key(seed, step), label_L)[:, None], feature_key(feature_D))
 
 
 def fp32_bits(v: Tensor) -> Tensor:
@@ -100,7 +118,7 @@ def bf16_value(code: Tensor) -> Tensor:
 
 
 def bf16_stochastic(v: Tensor, random: Tensor) -> Tensor:
-    """bf16 codes (int64) of float32 values, rounded up in magnitude with the probability of the dropped fraction."""
+    """bf16 codes (int64) of float32 values, rounded up in magnitude as often as the dropped part is large."""
     bits = fp32_bits(v)
     return torch.where(v.isnan(), (bits >> 16) | 0x40, ((bits + (random >> 16)) & MASK_32) >> 16)
 
@@ -119,15 +137,15 @@ def _fp8_finish(bits: Tensor, normal: Tensor, tiny: Tensor) -> Tensor:
 
 
 def _fp8_tiny(v: Tensor) -> Tensor:
-    """Magnitudes below the normal range as they are, 0 for all others, whose result the caller does not use."""
+    """Magnitudes below the normal range as they are; 0 for the others, whose result is not used."""
     return torch.where(v.abs() < FP8_MIN_NORMAL, v.abs(), 0.0)
 
 
 def fp8_stochastic(v: Tensor, random: Tensor) -> Tensor:
     """E4M3 codes (int64) of float32 values, unbiased from 2**-29 to 448; saturates at 448, NaN stays NaN.
 
-    Normal range: the 20 dropped bits of the pattern are compared with 20 random bits. Below 2**-6 the grid is even, so the
-    magnitude is taken as fixed point with 20 fractional bits instead.
+    Normal range: the 20 dropped bits of the pattern are compared with 20 random bits. Below 2**-6 the grid is
+    even, so the magnitude is taken as fixed point with 20 fractional bits instead.
     """
     bits = fp32_bits(v)
     normal = (((bits & ~FP32_SIGN) + (random >> 12)) >> 20) - FP8_REBIAS
@@ -140,7 +158,7 @@ def fp8_nearest(v: Tensor) -> Tensor:
     bits = fp32_bits(v)
     magnitude = bits & ~FP32_SIGN
     normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - FP8_REBIAS
-    tiny = fp32_bits(_fp8_tiny(v) + FP8_TINY_MAGIC) - (((127 + 14) << 23))
+    tiny = fp32_bits(_fp8_tiny(v) + FP8_TINY_MAGIC) - ((127 + 14) << 23)
     return _fp8_finish(bits, normal, tiny)
 
 

@@ -1,6 +1,7 @@
 """The functions of ``rounding`` for one weight, compiled by Numba: same names, same bytes.
 
-Bits, random words and codes are uint32. Without fast-math LLVM neither reorders nor fuses, so FP32 operations are IEEE.
+Bits, random words and codes are uint32. Without fast-math LLVM neither reorders nor fuses, so FP32 operations
+are IEEE.
 """
 
 import numpy as np
@@ -34,7 +35,7 @@ def row_key(stream, label):  # pragma: no cover
 
 @compiled
 def weight_bits(key, feature):  # pragma: no cover
-    x = U32(U32(feature) ^ U32(key))
+    x = U32(feature ^ U32(key))
     x = U32(x * _WEIGHT_1)
     x = U32(x ^ (x >> U32(15)))
     x = U32(x + U32(key >> U64(32)))

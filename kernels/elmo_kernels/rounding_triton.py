@@ -1,7 +1,8 @@
-"""The functions of ``rounding`` for a tile, in Triton: same names, same bytes, on the GPU and in the interpreter.
+"""The functions of ``rounding`` for a tile, in Triton: same names, same bytes, on the GPU and in the
+interpreter.
 
-Bits, random words and codes are uint32. Kernels that call these are launched with ``enable_fp_fusion=False``. Constants above
-2**31 stand as literals because Triton types them as unsigned by their value.
+Bits, random words and codes are uint32. Kernels that call these are launched with ``enable_fp_fusion=False``.
+Constants above 2**31 stand as literals because Triton types them as unsigned by their value.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -12,9 +13,11 @@ import triton.language as tl
 from elmo_kernels import rounding as rd
 
 _GOLDEN, _MIX_1, _MIX_2 = tl.constexpr(rd.GOLDEN), tl.constexpr(rd.MIX_1), tl.constexpr(rd.MIX_2)
+_FEATURE_1, _FEATURE_2 = tl.constexpr(rd.FEATURE_1), tl.constexpr(rd.FEATURE_2)
 _WEIGHT_1, _WEIGHT_2 = tl.constexpr(rd.WEIGHT_1), tl.constexpr(rd.WEIGHT_2)
 _INF, _UNSIGNED = tl.constexpr(rd.FP32_INF), tl.constexpr(0x7FFFFFFF)
-_MAX_CODE, _NAN_CODE, _REBIAS = tl.constexpr(rd.FP8_MAX_CODE), tl.constexpr(rd.FP8_NAN_CODE), tl.constexpr(rd.FP8_REBIAS)
+_MAX_CODE, _NAN_CODE = tl.constexpr(rd.FP8_MAX_CODE), tl.constexpr(rd.FP8_NAN_CODE)
+_REBIAS = tl.constexpr(rd.FP8_REBIAS)
 _EVEN_GRID = tl.constexpr(rd.FP8_EVEN_GRID)
 _MIN_NORMAL_BITS = tl.constexpr(rd.FP8_MIN_NORMAL_BITS)
 _TINY_SCALE, _TINY_MAGIC = tl.constexpr(rd.FP8_TINY_SCALE), tl.constexpr(rd.FP8_TINY_MAGIC)
@@ -32,8 +35,16 @@ def row_key(stream, label):  # pragma: no cover
 
 
 @triton.jit
+def feature_key(feature):  # pragma: no cover
+    x = (feature + 1).to(tl.uint32) * _WEIGHT_1
+    x = (x ^ (x >> 16)) * _FEATURE_1
+    x = (x ^ (x >> 13)) * _FEATURE_2
+    return x ^ (x >> 16)
+
+
+@triton.jit
 def weight_bits(key, feature):  # pragma: no cover
-    x = feature.to(tl.uint32) ^ key.to(tl.uint32)
+    x = feature ^ key.to(tl.uint32)
     x = x * _WEIGHT_1
     x = x ^ (x >> 15)
     x = x + (key >> 32).to(tl.uint32)
@@ -70,7 +81,8 @@ def bf16_stochastic(v, random):  # pragma: no cover
 @triton.jit
 def bf16_nearest(v):  # pragma: no cover
     bits = fp32_bits(v)
-    return tl.where((bits & _UNSIGNED) > _INF, (bits >> 16) | 0x40, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where((bits & _UNSIGNED) > _INF, (bits >> 16) | 0x40, nearest)
 
 
 @triton.jit

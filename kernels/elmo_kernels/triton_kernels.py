@@ -1,8 +1,10 @@
-"""The Triton kernels. Correct and deterministic first: fixed tiles, fixed-order sums, atomics on integers only.
+"""The Triton kernels. Correct and deterministic first: fixed tiles, fixed-order sums, atomics on integers
+only.
 
-Weights are read and written as integers (bf16 as int16 patterns, fp8 as uint8 codes). Offsets are 64-bit: a chunk may hold more
-than 2**31 weights. ``DOT_FP32`` keeps FP32 operands in matrix products: for the fp32 format, and in the interpreter, whose
-bfloat16 arithmetic is wrong. Loops have compile-time bounds, which every supported interpreter can run.
+Weights are read and written as integers (bf16 as int16 patterns, fp8 as uint8 codes). Offsets are 64-bit: a
+chunk may hold more than 2**31 weights. ``DOT_FP32`` keeps FP32 operands in matrix products: for the fp32
+format, and in the interpreter, whose bfloat16 arithmetic is wrong. Loops have compile-time bounds, which
+every supported interpreter can run.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -23,9 +25,12 @@ def _tile(axis: tl.constexpr, SIZE: tl.constexpr):  # pragma: no cover
 
 
 @triton.jit
-def _weights(data_ptr, exponent_ptr, row, col, inside_row, D: tl.constexpr, FMT: tl.constexpr):  # pragma: no cover
+def _weights(
+    data_ptr, exponent_ptr, row, col, inside_row, D: tl.constexpr, FMT: tl.constexpr
+):  # pragma: no cover
     """FP32 weights of a tile; 0 outside."""
-    raw = tl.load(data_ptr + row[:, None] * D + col[None, :], mask=inside_row[:, None] & (col < D)[None, :], other=0)
+    mask = inside_row[:, None] & (col < D)[None, :]
+    raw = tl.load(data_ptr + row[:, None] * D + col[None, :], mask=mask, other=0)
     if FMT == "fp8":
         exponent = tl.load(exponent_ptr + row, mask=inside_row, other=0).to(tl.int32)
         value = rt.fp8_value(raw.to(tl.uint32)) * rt.power_of_two(exponent)[:, None]
@@ -38,12 +43,18 @@ def _weights(data_ptr, exponent_ptr, row, col, inside_row, D: tl.constexpr, FMT:
 
 @triton.jit
 def _compensation(comp_ptr, offset, mask):  # pragma: no cover
-    return rt.bf16_value(tl.load(comp_ptr + offset, mask=mask, other=0).to(tl.uint16, bitcast=True).to(tl.uint32))
+    raw = tl.load(comp_ptr + offset, mask=mask, other=0)
+    return rt.bf16_value(raw.to(tl.uint16, bitcast=True).to(tl.uint32))
 
 
 @triton.jit
 def _pattern(code):  # pragma: no cover
     return code.to(tl.uint16).to(tl.int16, bitcast=True)
+
+
+@triton.jit
+def _random(stream, label, col):  # pragma: no cover
+    return rt.weight_bits(rt.row_key(stream, label)[:, None], rt.feature_key(col)[None, :])
 
 
 @triton.jit
@@ -71,7 +82,8 @@ def _value(z, LOSS: tl.constexpr):  # pragma: no cover
     if LOSS == "bce":
         small = tl.exp(-tl.abs(z))
         u = 1.0 + small
-        # log(1 + small) with the rounding error of 1 + small divided out, since most negatives have a tiny loss.
+        # log(1 + small) with the rounding error of 1 + small divided out, since most negatives have a tiny
+        # loss.
         log1p = tl.where(u == 1.0, small, tl.log(u) * (small / tl.where(u == 1.0, 1.0, u - 1.0)))
         value = tl.maximum(z, 0.0) + log1p
     else:
@@ -86,7 +98,7 @@ def logit_kernel(
     D: tl.constexpr, FMT: tl.constexpr, LOSS: tl.constexpr, WANT_LOSS: tl.constexpr, DOT_FP32: tl.constexpr,
     TILE_L: tl.constexpr, TILE_B: tl.constexpr, TILE_D: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
-    """out_LB: gradients as if every pair were a negative, or the logits where ``LOSS`` is "none". loss: a sum per tile."""
+    """out_LB: gradients as if all pairs were negatives; logits if ``LOSS`` is "none". loss: a sum a tile."""
     row, instance = _tile(0, TILE_L), _tile(1, TILE_B)
     z = tl.zeros((TILE_L, TILE_B), tl.float32)
     for start in range(0, D, TILE_D):
@@ -104,13 +116,15 @@ def logit_kernel(
 
 @triton.jit
 def positive_kernel(
-    data_ptr, exponent_ptr, x_ptr, g_ptr, loss_ptr, label_ptr, instance_ptr, target_ptr, label_offset, P, L, B,
+    data_ptr, exponent_ptr, x_ptr, g_ptr, loss_ptr, label_ptr, instance_ptr, target_ptr,
+    label_offset, P, L, B,
     D: tl.constexpr, FMT: tl.constexpr, LOSS: tl.constexpr, WANT_LOSS: tl.constexpr, DOT_FP32: tl.constexpr,
     TILE_P: tl.constexpr, TILE_D: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
     """Write the gradients of positives over those of ``logit_kernel``; loss: the difference, a sum per tile.
 
-    Their few logits are computed again, so the big kernel needs no search, and no position is read on the host.
+    Their few logits are computed again, so the big kernel needs no search, and no position is read on the
+    host.
     """
     place = _tile(0, TILE_P)
     row = tl.load(label_ptr + place, mask=place < P, other=-1) - label_offset
@@ -157,7 +171,7 @@ def add_partials_kernel(dx_ptr, partial_ptr, size, N: tl.constexpr, TILE: tl.con
     """``dx += partial[0] + ... + partial[N - 1]``, added in this order; size = B * D."""
     place = _tile(0, TILE)
     total = tl.load(dx_ptr + place, mask=place < size, other=0.0)
-    for _ in range(0, N):
+    for _ in range(N):
         total += tl.load(partial_ptr + place, mask=place < size, other=0.0)
         partial_ptr += size
     tl.store(dx_ptr + place, total, mask=place < size)
@@ -165,14 +179,15 @@ def add_partials_kernel(dx_ptr, partial_ptr, size, N: tl.constexpr, TILE: tl.con
 
 @triton.jit(do_not_specialize=["stream"])
 def update_kernel(
-    data_ptr, exponent_ptr, comp_ptr, top_ptr, g_ptr, x_ptr, flags_ptr, lr, decay, stream, label_offset, L, B, H,
-    D: tl.constexpr, FMT: tl.constexpr, STOCHASTIC: tl.constexpr, DOT_FP32: tl.constexpr, TILES_B: tl.constexpr,
-    TILE_L: tl.constexpr, TILE_B: tl.constexpr, TILE_D: tl.constexpr,
+    data_ptr, exponent_ptr, comp_ptr, top_ptr, g_ptr, x_ptr, flags_ptr,
+    lr, decay, stream, label_offset, L, B, H,
+    D: tl.constexpr, FMT: tl.constexpr, STOCHASTIC: tl.constexpr, DOT_FP32: tl.constexpr,
+    TILES_B: tl.constexpr, TILE_L: tl.constexpr, TILE_B: tl.constexpr, TILE_D: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
-    """Step, round and store a tile of weights; top_L: the largest magnitude code of each fp8 row. H > 0 rows have comp."""
+    """Step, round and store a tile of weights; H rows have comp. top_L: the largest code of an fp8 row."""
     row, col = _tile(0, TILE_L), _tile(1, TILE_D)
     u = tl.zeros((TILE_L, TILE_D), tl.float32)
-    for tile in range(0, TILES_B):
+    for tile in range(TILES_B):
         instance = tile * TILE_B + tl.arange(0, TILE_B)
         inside_g = (row < L)[:, None] & (instance < B)[None, :]
         inside_x = (instance < B)[:, None] & (col < D)[None, :]
@@ -190,7 +205,7 @@ def update_kernel(
     else:
         if comp_ptr is not None:
             v = tl.where(kahan, v + _compensation(comp_ptr, offset, kahan), v)
-        random = rt.weight_bits(rt.row_key(stream, row + label_offset)[:, None], col[None, :])
+        random = _random(stream, row + label_offset, col)
         if FMT == "bf16":
             code = rt.bf16_nearest(v)
             if STOCHASTIC:
@@ -212,7 +227,8 @@ def update_kernel(
             code = tl.where(finite, code, old)
             new = rt.fp8_value(code) * rt.power_of_two(exponent)[:, None]
             tl.store(data_ptr + offset, code.to(tl.uint8), mask=inside)
-            tl.atomic_max(top_ptr + row, tl.max(tl.where(inside, code & 0x7F, 0).to(tl.int32), 1), mask=row < L)
+            top = tl.max(tl.where(inside, code & 0x7F, 0).to(tl.int32), 1)
+            tl.atomic_max(top_ptr + row, top, mask=row < L)
         if comp_ptr is not None:
             lost = v - new
             tl.store(comp_ptr + offset, _pattern(rt.bf16_nearest(lost)), mask=kahan & rt.is_finite(lost))
@@ -225,16 +241,17 @@ def raise_exponent_kernel(
     data_ptr, exponent_ptr, comp_ptr, top_ptr, stream, label_offset, L, H,
     D: tl.constexpr, TILE_L: tl.constexpr, TILE_D: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
-    """Halve the codes of fp8 rows that reached the top binade. Other rows are not read, so this costs little."""
+    """Halve the codes of fp8 rows that reached the top binade. Other rows are not read: it costs little."""
     row = _tile(0, TILE_L)
     exponent = tl.load(exponent_ptr + row, mask=row < L, other=0).to(tl.int32)
-    full = (row < L) & (tl.load(top_ptr + row, mask=row < L, other=0) >= _TOP_BINADE) & (exponent < _MAX_EXPONENT)
+    top = tl.load(top_ptr + row, mask=row < L, other=0)
+    full = (row < L) & (top >= _TOP_BINADE) & (exponent < _MAX_EXPONENT)
     for start in range(0, D, TILE_D):
         col = start + tl.arange(0, TILE_D)
         offset = row[:, None] * D + col[None, :]
         mask = full[:, None] & (col < D)[None, :]
         old = tl.load(data_ptr + offset, mask=mask, other=0).to(tl.uint32)
-        code = rt.fp8_halve(old, rt.weight_bits(rt.row_key(stream, row + label_offset)[:, None], col[None, :]))
+        code = rt.fp8_halve(old, _random(stream, row + label_offset, col))
         tl.store(data_ptr + offset, code.to(tl.uint8), mask=mask)
         if comp_ptr is not None:
             kahan = mask & (row < H)[:, None]

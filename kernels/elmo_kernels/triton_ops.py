@@ -1,4 +1,4 @@
-"""The Triton backend: launches the kernels of ``triton_kernels`` over a chunk. Nothing here waits for the GPU."""
+"""The Triton backend: launches the kernels over a chunk. Nothing here waits for the GPU."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from elmo_kernels import triton_kernels as tk
 from elmo_kernels.reference import Step, merge_rows_
 from elmo_kernels.types import BLOCK_LABELS, ChunkWeights, Positives
 
-TILES = {"TILE_L": 64, "TILE_B": 64, "TILE_D": 32}
+TILES = {"TILE_L": 64, "TILE_B": 32, "TILE_D": 32}
 TILE_P = 32
 TILE_FLAT = 1024
 SLAB_BLOCKS = 64
@@ -69,8 +69,9 @@ def update_(w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, step: St
     data, comp = _patterns(w.data_LD), _patterns(w.comp_HD)
     top_L = torch.zeros(labels, dtype=torch.int32, device=x_BD.device) if w.fmt == "fp8" else None
     tk.update_kernel[(_tiles(labels, TILES["TILE_L"]), _tiles(dim, TILES["TILE_D"]))](
-        data, w.exponent_L, comp, top_L, g_LB, x_BD, flags, step.lr, step.weight_decay, step.stream, w.label_offset,
-        labels, batch, head, STOCHASTIC=step.rounding == "stochastic", TILES_B=_tiles(batch, TILES["TILE_B"]),
+        data, w.exponent_L, comp, top_L, g_LB, x_BD, flags, step.lr, step.weight_decay, step.stream,
+        w.label_offset, labels, batch, head,
+        STOCHASTIC=step.rounding == "stochastic", TILES_B=_tiles(batch, TILES["TILE_B"]),
         **_format(w), **TILES, **OPTIONS,
     )  # fmt: skip
     if w.fmt == "fp8":

@@ -1,6 +1,7 @@
 """The tensors that pass through the public operations, and the checks of their shapes.
 
-Shape legend: B instances in the batch, L labels in the chunk, D features, H rows with compensation, P positives, K top-k.
+Shape legend: B instances in the batch, L labels in the chunk, D features, H rows with compensation, P
+positives, K top-k.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 BLOCK_LABELS = 1024
-"""Sums over labels are formed in blocks of this many labels, added in label order, so the chunk size never enters."""
+"""Sums over labels are formed in blocks of so many, added in label order: the chunk size never enters."""
 
 DIM_MULTIPLE = 16
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.uint8}
@@ -24,8 +25,10 @@ class ChunkWeights:
     Attributes:
         fmt: a key of ``FORMATS``.
         data_LD: float32, bfloat16, or uint8 E4M3 codes.
-        exponent_L: int8, fp8 only: a weight is ``e4m3(code) * 2**exponent``. It belongs to a label row because that costs
-            one byte a label and the largest code of a row, which decides it, is exact and known where the row is written.
+        exponent_L: int8, fp8 only: a weight is ``e4m3(code) * 2**exponent``. It belongs to a label row
+            because that costs
+            one byte a label and the largest code of a row, which decides it, is exact and known where the row
+            is written.
         comp_HD: bfloat16 Kahan compensation of the first H rows, or None. These rows round to nearest.
         label_offset: label id of row 0, a multiple of ``BLOCK_LABELS``.
     """
@@ -70,7 +73,8 @@ def require_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[i
     """Raise ``ValueError`` unless the tensor is contiguous and has this dtype and shape."""
     if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
         kind = "contiguous" if tensor.is_contiguous() else "non-contiguous"
-        raise ValueError(f"{name} is {kind} {tensor.dtype} {tuple(tensor.shape)}; it must be contiguous {dtype} {shape}.")
+        found = f"{kind} {tensor.dtype} {tuple(tensor.shape)}"
+        raise ValueError(f"{name} is {found}; it must be contiguous {dtype} {shape}.")
 
 
 def require_chunk(w: ChunkWeights) -> None:
@@ -82,11 +86,12 @@ def require_chunk(w: ChunkWeights) -> None:
     if w.label_offset < 0 or w.label_offset % BLOCK_LABELS:
         raise ValueError(f"label_offset is {w.label_offset}; it must be a multiple of {BLOCK_LABELS}.")
     if (w.exponent_L is not None) != (w.fmt == "fp8"):
-        raise ValueError(f"format {w.fmt} with exponent_L {'missing' if w.exponent_L is None else 'given'}; only fp8 has it.")
+        found = "without" if w.exponent_L is None else "with"
+        raise ValueError(f"format {w.fmt} {found} exponent_L; fp8 has it, the others do not.")
     if w.exponent_L is not None:
         require_tensor("exponent_L", w.exponent_L, torch.int8, (labels,))
     if w.comp_HD is not None:
         head = w.comp_HD.shape[0]
         if w.fmt == "fp32" or head > labels:
-            raise ValueError(f"compensation for {head} of {labels} rows in {w.fmt}; it needs bf16 or fp8 and at most all rows.")
+            raise ValueError(f"{w.fmt} with compensation for {head} of {labels} rows; bf16 and fp8 have it.")
         require_tensor("comp_HD", w.comp_HD, torch.bfloat16, (head, dim))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from elmo_stream.config import LoaderConfig
 from elmo_stream.data.batch import Batch
 from elmo_stream.data.index import StoreIndex

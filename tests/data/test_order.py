@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from elmo_stream.data.order import ShuffledOrder, StoredOrder, batch_permutation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from elmo_stream.data.order import ShuffledOrder, StoredOrder, batch_permutation
 
 SHARDS = [7, 1, 30, 12, 12, 5, 64, 3, 9]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from elmo_kernels import BLOCK_LABELS, dequantize
+
 from elmo_stream.config import ClassifierConfig
 from elmo_stream.data.batch import Positives, Ragged, sort_positives
 from elmo_stream.errors import UserError

@@ -1,0 +1,122 @@
+"""Bad input is refused with file and line and leaves no store behind; odd but valid input is read."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elmo_stream.data.readers import MAX_LINE_BYTES, Fields, read_part, split_parts
+from elmo_stream.data.shard import convert
+from elmo_stream.errors import UserError
+
+GOOD = b'{"text": "a good line", "labels": ["one"]}\n'
+
+MALFORMED = {
+    "not json": (b"hello", "not valid JSON"),
+    "cut off": (b'{"text": "a", "labels": ["b"', "not valid JSON"),
+    "two objects": (b'{"text": "a", "labels": []} {}', "not valid JSON"),
+    "raw control character": (b'{"text": "a\x01", "labels": []}', "not valid JSON"),
+    "a list": (b"[1, 2]", "holds a list"),
+    "a string": (b'"text"', "holds a string"),
+    "null": (b"null", "holds null"),
+    "nesting bomb": (b'{"text": "a", "labels": ' + b"[" * 200_000, "nested too deeply"),
+    "huge number": (b'{"text": ' + b"9" * 5000 + b"}", "digits"),
+    "latin-1": ('{"text": "café", "labels": ["b"]}'.encode("latin-1"), "not UTF-8 (byte 0xe9 at byte 14"),
+    "utf-16": ('{"text": "a", "labels": ["b"]}'.encode("utf-16"), "not UTF-8"),
+    "text missing": (b'{"title": "a", "labels": ["b"]}', "field 'text' is missing (fields of the line: 'title'"),
+    "text null": (b'{"text": null, "labels": ["b"]}', "field 'text' is null"),
+    "text a number": (b'{"text": 3.5, "labels": ["b"]}', "field 'text' is a number"),
+    "text a list": (b'{"text": ["a"], "labels": ["b"]}', "field 'text' is a list"),
+    "text half a pair": (b'{"text": "a\\ud800", "labels": ["b"]}', "surrogate"),
+    "labels missing": (b'{"text": "a", "label": ["b"]}', "choose another with --label-field"),
+    "labels a string": (b'{"text": "a", "labels": "b"}', 'write ["b"]'),
+    "labels an object": (b'{"text": "a", "labels": {"b": 1}}', "field 'labels' is an object"),
+    "label a number": (b'{"text": "a", "labels": ["b", 7]}', "label 2 in field 'labels' is a number"),
+    "label a boolean": (b'{"text": "a", "labels": [true]}', "label 1 in field 'labels' is a boolean"),
+    "label empty": (b'{"text": "a", "labels": ["b", ""]}', "label 2 in field 'labels' is empty"),
+    "label long": (b'{"text": "a", "labels": ["' + b"b" * 4097 + b'"]}', "longer than 4096 bytes"),
+    "label long in bytes": (f'{{"text": "a", "labels": ["{"é" * 2049}"]}}'.encode(), "longer than 4096 bytes"),
+    "label half a pair": (b'{"text": "a", "labels": ["\\udfff"]}', "surrogate"),
+    "a field twice": (b'{"text": "a", "text": "b", "labels": ["b"]}', "occurs twice"),
+    "blank line": (b"", "the line is blank"),
+    "blank line of spaces": (b"  \t", "the line is blank"),
+}
+
+
+@pytest.mark.parametrize(("line", "says"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_line_is_refused_with_its_file_and_number_and_leaves_no_store(tmp_path, line, says):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(GOOD * 40 + line + b"\n" + GOOD * 40)
+    with pytest.raises(UserError) as caught:
+        convert([path], tmp_path / "store", tokenizer="train:64", workers=1, part_bytes=500)
+    assert str(caught.value).startswith(f"{path}:41: ") and says in str(caught.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_malformed_line_found_by_a_worker_process_is_refused_alike(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(GOOD * 40 + b"{}\n" + GOOD * 40 + b"[]\n")
+    with pytest.raises(UserError, match=r"train\.jsonl:41: field 'text' is missing"):
+        convert([path], tmp_path / "store", tokenizer="train:64", workers=2, part_bytes=500)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("part_bytes", [1 << 20, 1 << 30])
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, part_bytes):
+    path = tmp_path / "train.jsonl"
+    with open(path, "wb") as stream:
+        stream.write(GOOD * 2)
+        stream.truncate(MAX_LINE_BYTES + (1 << 20))
+    with pytest.raises(UserError, match=r"train\.jsonl:3: the line is longer than 64 MiB"):
+        for part in split_parts(path, part_bytes):
+            list(read_part(part, Fields()))
+
+
+def test_files_that_no_reader_understands_are_refused(tmp_path):
+    for name, says in (("a.csv", "'.csv'"), ("a.jsonl.gz", "uncompressed"), ("missing.jsonl", "no such file")):
+        if name != "missing.jsonl":
+            (tmp_path / name).write_bytes(GOOD)
+        with pytest.raises(UserError, match=says):
+            convert([tmp_path / name], tmp_path / "store")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(UserError, match="not a regular file"):
+        convert([tmp_path / "folder.jsonl"], tmp_path / "store")
+    with pytest.raises(UserError, match="no training file"):
+        convert([], tmp_path / "store")
+
+
+DEFAULT = Fields()
+
+
+def read_all(path: Path, part_bytes: int, fields: Fields = DEFAULT) -> list[tuple[str, tuple[str, ...]]]:
+    parts = split_parts(path, part_bytes)
+    return [(one.text, one.labels) for part in parts for one in read_part(part, fields)]
+
+
+def test_line_breaks_of_unicode_and_of_windows_do_not_shift_rows(tmp_path):
+    path = tmp_path / "train.jsonl"
+    texts = ["a\u2028b", "c\u0085d", "e\x0bf", "g\rh", "", "i"]
+    lines = [json.dumps({"text": text, "labels": [text + "!"]}, ensure_ascii=False) for text in texts]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n\n  \r\n")
+    assert read_all(path, 10) == read_all(path, 1 << 20) == [(text, (text + "!",)) for text in texts]
+
+
+def test_texts_can_be_read_without_labels(tmp_path):
+    path = tmp_path / "input.jsonl"
+    path.write_text('{"text": "a", "title": "b"}\n')
+    assert read_all(path, 100, Fields(text=("title", "text"), label=None)) == [("b a", ())]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=5), max_size=4)), max_size=20),
+    part_bytes=st.integers(1, 400),
+    last_newline=st.booleans(),
+)
+def test_any_cut_into_parts_reads_every_instance_once_and_in_order(tmp_path_factory, rows, part_bytes, last_newline):
+    path = tmp_path_factory.mktemp("parts") / "train.jsonl"
+    lines = [json.dumps({"text": text, "labels": labels}) for text, labels in rows]
+    path.write_text("\n".join(lines) + ("\n" if last_newline and lines else ""))
+    assert read_all(path, part_bytes) == [(text, tuple(dict.fromkeys(labels))) for text, labels in rows]

@@ -1,0 +1,65 @@
+"""Run the Triton code in its interpreter, in a process of its own since the mode is fixed at import.
+
+    TRITON_INTERPRET=1 python interpreted.py rounding IN.safetensors OUT.safetensors
+    TRITON_INTERPRET=1 ELMO_KERNELS=triton python interpreted.py ops IN.safetensors OUT.safetensors
+"""
+
+import sys
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from safetensors.torch import load_file, save_file
+
+import elmo_kernels
+from backend_cases import CASES, run_case
+from elmo_kernels import rounding_triton as rt
+
+TILE = 1 << 16
+
+
+@triton.jit
+def _round(v_ptr, random_ptr, out_ptr, n, RULE: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    v = tl.load(v_ptr + place, mask=place < n, other=0.0)
+    random = tl.load(random_ptr + place, mask=place < n, other=0).to(tl.uint32)
+    if RULE == "bf16_stochastic":
+        code = rt.bf16_stochastic(v, random)
+    elif RULE == "bf16_nearest":
+        code = rt.bf16_nearest(v)
+    elif RULE == "fp8_stochastic":
+        code = rt.fp8_stochastic(v, random)
+    elif RULE == "fp8_nearest":
+        code = rt.fp8_nearest(v)
+    elif RULE == "fp8_halve":
+        code = rt.fp8_halve(random & 0xFF, random)
+    elif RULE == "fp8_value":
+        code = rt.fp32_bits(rt.fp8_value(random & 0xFF))
+    else:
+        code = rt.weight_bits(rt.row_key(random.to(tl.int64), place.to(tl.int64)), rt.feature_key(place))
+    tl.store(out_ptr + place, code.to(tl.int64), mask=place < n)
+
+
+def rounding(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The codes of every rule for the given values and random words."""
+    v, random = inputs["v"], inputs["random"]
+    rules = ("bf16_stochastic", "bf16_nearest", "fp8_stochastic", "fp8_nearest", "fp8_halve", "fp8_value", "bits")
+    out = {rule: torch.empty_like(random) for rule in rules}
+    for rule, code in out.items():
+        _round[(triton.cdiv(len(v), TILE),)](v, random, code, len(v), RULE=rule, TILE=TILE)
+    return out
+
+
+def ops(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Everything that the operations of each case leave behind."""
+    assert elmo_kernels.backend_name("cpu") == "triton"
+    results: dict[str, Any] = {}
+    for case in CASES:
+        results.update({f"{case.name}.{name}": tensor for name, tensor in run_case(case, inputs).items()})
+    return results
+
+
+if __name__ == "__main__":
+    mode, source, target = sys.argv[1:]
+    save_file({"rounding": rounding, "ops": ops}[mode](load_file(source)), target)
