@@ -8,13 +8,14 @@ import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from elmo_stream.errors import UserError
 
 MAX_CONFIG_BYTES = 1 << 20
+DEFAULT_ENCODER_LR = {"bag": 0.01, "transformer": 1e-4}
 
 
 def _key(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
@@ -31,6 +32,7 @@ class EncoderConfig:
     name: str = _key("", "transformer: hub name, folder or installed package; bag: one whose input embeddings start it")
     pooling: str = _key("mean", "transformer: mean over the tokens, or the first token", choices=("mean", "cls"))
     dim: int = _key(256, "bag: size of the embedding, a multiple of 16", low=16, high=65536)
+    bigrams: int = _key(32768, "bag: buckets for pairs of neighbouring tokens; 0 for none", low=0, high=1 << 28)
     hidden: int = _key(0, "bag: width of the residual MLP after the bag; 0 for none", low=0, high=65536)
     dropout: float = _key(0.3, "dropout on the embedding", low=0.0, high=0.95)
     frozen: bool = _key(False, "keep the encoder as it is and train the classifier only")
@@ -56,7 +58,7 @@ class ClassifierConfig:
 class TrainConfig:
     """How long, and on which part of the data."""
 
-    batch: int = _key(128, "instances per step", low=1, high=1 << 20)
+    batch: int = _key(256, "instances per step", low=1, high=1 << 20)
     epochs: int = _key(10, "passes over the training data", low=1, high=1_000_000)
     steps: int = _key(0, "steps in all; 0: as many as the epochs need", low=0)
     validation: float = _key(0.02, "share of the training instances held out for validation (at most 10,000)",
@@ -67,8 +69,8 @@ class TrainConfig:
 class OptimizerConfig:
     """Learning rates and their schedule (both follow the same one)."""
 
-    encoder_lr: float = _key(1e-3, "peak learning rate of the encoder (AdamW)", low=0.0, high=100.0)
-    classifier_lr: float = _key(0.05, "peak learning rate of the classifier (SGD on summed gradients)", low=0.0, high=100.0)
+    encoder_lr: float = _key(0.0, "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 0.0001 for a transformer", low=0.0, high=100.0)
+    classifier_lr: float = _key(0.02, "peak learning rate of the classifier (SGD, summed gradients)", low=0.0, high=100.0)
     warmup_steps: int = _key(100, "steps of linear warm-up", low=0)
     schedule: str = _key("cosine", "learning rate after the warm-up", choices=("cosine", "linear", "constant"))
     weight_decay: float = _key(0.01, "decay of the encoder's matrices", low=0.0, high=10.0)
@@ -158,7 +160,14 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         _apply(values, override)
     config: Config = _build(Config, values, "", "--set")
     _check_together(config)
-    return config
+    return _resolved(config)
+
+
+def _resolved(config: Config) -> Config:
+    if config.optimizer.encoder_lr:
+        return config
+    encoder_lr = DEFAULT_ENCODER_LR[config.encoder.kind]
+    return replace(config, optimizer=replace(config.optimizer, encoder_lr=encoder_lr))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

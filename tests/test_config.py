@@ -69,5 +69,9 @@ def test_kahan_is_refused_where_it_would_do_nothing() -> None:
         load_config(None, ["classifier.format=fp32", "classifier.rounding=kahan"])
 
 
-def test_the_defaults_are_valid() -> None:
-    assert load_config(None) == Config()
+def test_what_is_left_to_choose_is_resolved_and_stays_so(tmp_path: Path) -> None:
+    assert Config().optimizer.encoder_lr == 0
+    config = load_config(None)
+    assert config.optimizer.encoder_lr > 0
+    transformer = load_config(None, ["encoder.kind=transformer", "encoder.name=x"])
+    assert 0 < transformer.optimizer.encoder_lr < config.optimizer.encoder_lr

@@ -32,7 +32,7 @@ ARGUMENT_TYPES = {
     **dict.fromkeys(("label_ptr", "instance_ptr", "flags_ptr"), "*i64"),
     **dict.fromkeys(("L", "B", "H", "P", "size", "first_block"), "i32"),
     **dict.fromkeys(("stream", "label_offset"), "i64"),
-    **dict.fromkeys(("lr", "decay"), "fp32"),
+    **dict.fromkeys(("lr", "decay", "prior"), "fp32"),
     "comp_ptr": "*i16",
     "top_ptr": "*i32",
 }

@@ -37,10 +37,7 @@ class Options:
 
 def plan_of(inputs: dict[str, list[Path]], options: Options, part_bytes: int) -> dict[str, Any]:
     """What is to be built, as JSON: an interrupted conversion continues exactly when this is equal."""
-    files = {
-        split: [[str(path.resolve()), *file_identity(path)] for path in paths]
-        for split, paths in inputs.items()
-    }
+    files = {split: [[str(path.resolve()), *file_identity(path)] for path in paths] for split, paths in inputs.items()}
     choices = asdict(options)
     choices["fields"]["text"] = list(options.fields.text)
     return {"version": VERSION, "inputs": files, "options": choices, "part_bytes": part_bytes}
@@ -48,11 +45,7 @@ def plan_of(inputs: dict[str, list[Path]], options: Options, part_bytes: int) ->
 
 def inputs_unchanged(plan: dict[str, Any]) -> bool:
     """Whether the inputs of a plan still have the size and time they had."""
-    return all(
-        file_identity(Path(path)) == identity
-        for files in plan["inputs"].values()
-        for path, *identity in files
-    )
+    return all(file_identity(Path(path)) == identity for files in plan["inputs"].values() for path, *identity in files)
 
 
 @contextmanager

@@ -50,9 +50,7 @@ class Conversion:
         self._tasks = {
             split: [
                 PartTask(self._build, split, number, part, options.fields)
-                for number, part in enumerate(
-                    part for path in paths for part in split_parts(path, part_bytes)
-                )
+                for number, part in enumerate(part for path in paths for part in split_parts(path, part_bytes))
             ]
             for split, paths in inputs.items()
         }
@@ -103,9 +101,7 @@ class Conversion:
             shutil.rmtree(names, ignore_errors=True)
             shutil.rmtree(lookup, ignore_errors=True)
             runs = [
-                run
-                for task, part in zip(self._tasks["train"], counts, strict=True)
-                for run in count_runs(task, part)
+                run for task, part in zip(self._tasks["train"], counts, strict=True) for run in count_runs(task, part)
             ]
             with new_folder(names) as new_names, new_folder(lookup) as new_lookup:
                 build_labels(runs, new_lookup, new_names, new_lookup)

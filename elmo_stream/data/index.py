@@ -102,9 +102,7 @@ class StoreIndex:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the content of the index, and so, through its checksums, over the content of the
-        store.
-        """
+        """SHA-256 over the index, and so, through its checksums, over the content of the store."""
         text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -121,9 +119,7 @@ class StoreIndex:
             raise UserError(_why_no_index(store))
         value = read_json(path)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise CorruptError(
-                f"{path}: is not the index of an elmo-stream store ('format' is not '{FORMAT}')."
-            )
+            raise CorruptError(f"{path}: is not the index of an elmo-stream store ('format' is not '{FORMAT}').")
         if value.get("version") != VERSION:
             raise UserError(
                 f"{path}: store version {value.get('version')!r} is not {VERSION}, which this elmo-stream "
@@ -132,9 +128,7 @@ class StoreIndex:
         body = {key: item for key, item in value.items() if key not in ("format", "version", "fingerprint")}
         index: StoreIndex = _decode(cls, body, str(path))
         if index.fingerprint != value.get("fingerprint"):
-            raise CorruptError(
-                f"{path}: its content does not match its fingerprint; the index was altered or damaged."
-            )
+            raise CorruptError(f"{path}: its content does not match its fingerprint; the index was altered or damaged.")
         index._check_consistency(path)
         return index
 
@@ -159,17 +153,13 @@ class StoreIndex:
         if not 0 < self.labels.count <= MAX_LABELS:
             raise CorruptError(f"{path}: labels.count {self.labels.count} is not in 1...{MAX_LABELS}.")
         if "train" not in self.splits or not set(self.splits) <= set(SPLITS):
-            raise CorruptError(
-                f"{path}: splits are {sorted(self.splits)}; expected train and perhaps test and valid."
-            )
+            raise CorruptError(f"{path}: splits are {sorted(self.splits)}; expected train and perhaps test and valid.")
         for name, split in self.splits.items():
             shards = split.shards
             for shard in shards:
                 if not _SHARD_NAME.fullmatch(shard.name):
                     raise CorruptError(f"{path}: splits.{name}: {shard.name!r} is not a shard's name.")
-            sums = tuple(
-                sum(getattr(shard, key) for shard in shards) for key in ("rows", "tokens", "positives")
-            )
+            sums = tuple(sum(getattr(shard, key) for shard in shards) for key in ("rows", "tokens", "positives"))
             if sums != (split.instances, split.tokens, split.positives) or split.instances == 0:
                 raise CorruptError(
                     f"{path}: splits.{name}: the sizes of the shards do not add up to those of the split."
@@ -181,15 +171,11 @@ def _why_no_index(store: Path) -> str:
         return f"{store}: no such folder; make a store with `elmo-stream shard TRAIN.jsonl --out {store}`."
     if (store / BUILD_NAME).is_dir():
         return f"{store}: an unfinished conversion; run the same `elmo-stream shard` again to finish it."
-    return (
-        f"{store}: not a store (no {INDEX_NAME}); make one with `elmo-stream shard TRAIN.jsonl --out FOLDER`."
-    )
+    return f"{store}: not a store (no {INDEX_NAME}); make one with `elmo-stream shard TRAIN.jsonl --out FOLDER`."
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Rebuild ``kind`` (dataclass, dict, tuple, or scalar) from JSON, refusing every unknown, missing or odd
-    value.
-    """
+    """Rebuild ``kind`` (dataclass, dict, tuple, or scalar) from JSON, refusing whatever is odd."""
     if kind == Files:
         return _decode_files(value, where)
     if isinstance(kind, type) and is_dataclass(kind):
@@ -226,10 +212,6 @@ def _decode_files(value: Any, where: str) -> Files:
             raise CorruptError(f"{where}: {name!r} is not the name of a file of a store.")
         if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
             raise CorruptError(f"{where}.{name}: expected bytes and sha256.")
-        if (
-            type(entry["bytes"]) is not int
-            or entry["bytes"] < 0
-            or not _SHA256.fullmatch(str(entry["sha256"]))
-        ):
+        if type(entry["bytes"]) is not int or entry["bytes"] < 0 or not _SHA256.fullmatch(str(entry["sha256"])):
             raise CorruptError(f"{where}.{name}: not a valid size and checksum.")
     return value

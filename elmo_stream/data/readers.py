@@ -55,8 +55,7 @@ class Fields:
 
 
 def check_format(path: Path, format: str) -> None:
-    """Refuse a file that no reader understands: ``auto`` decides by the ending of the name, ``jsonl`` takes
-    any name.
+    """Refuse a file that no reader understands: ``auto`` goes by the ending, ``jsonl`` takes any name.
 
     Raises:
         UserError: the file is missing or not a regular file, or its format is not known.
@@ -66,9 +65,7 @@ def check_format(path: Path, format: str) -> None:
     if not path.exists():
         raise UserError(f"{path}: no such file.")
     if not stat.S_ISREG(path.stat().st_mode):
-        raise UserError(
-            f"{path}: not a regular file; the conversion reads its input twice, so give a file on disk."
-        )
+        raise UserError(f"{path}: not a regular file; the conversion reads its input twice, so give a file on disk.")
     if format == "auto" and path.suffix.lower() not in JSONL_ENDINGS:
         raise UserError(
             f"{path}: the ending '{path.suffix}' says no known format; supported is JSONL "
@@ -155,9 +152,7 @@ def _text(value: dict[str, Any], name: str, fields: Fields) -> str:
 def _labels(value: dict[str, Any], name: str, fields: Fields) -> list[str]:
     labels = _field(value, name, "--label-field", fields)
     if isinstance(labels, str):
-        raise ValueError(
-            f"field '{name}' is a string; expected a list of strings: write [{json.dumps(labels)[:80]}]."
-        )
+        raise ValueError(f"field '{name}' is a string; expected a list of strings: write [{json.dumps(labels)[:80]}].")
     if not isinstance(labels, list):
         raise ValueError(f"field '{name}' is {_kind(labels)}; expected a list of strings.")
     for place, label in enumerate(labels, start=1):
@@ -176,9 +171,7 @@ def _labels(value: dict[str, Any], name: str, fields: Fields) -> list[str]:
 def _field(value: dict[str, Any], name: str, option: str, fields: Fields) -> Any:
     if name not in value:
         present = ", ".join(f"'{key[:_SEEN_CHARACTERS]!s}'" for key in list(value)[:8]) or "none"
-        raise ValueError(
-            f"field '{name}' is missing (fields of the line: {present}); choose another with {option}."
-        )
+        raise ValueError(f"field '{name}' is missing (fields of the line: {present}); choose another with {option}.")
     return value[name]
 
 

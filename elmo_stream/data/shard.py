@@ -87,9 +87,7 @@ def convert(
         propensity=Propensity(*propensity),
     )
     _check_options(options, workers)
-    inputs = {
-        name: list(paths) for name, paths in (("train", train), ("test", test), ("valid", valid)) if paths
-    }
+    inputs = {name: list(paths) for name, paths in (("train", train), ("test", test), ("valid", valid)) if paths}
     if "train" not in inputs:
         raise UserError("no training file was given; name at least one.")
     for paths in inputs.values():

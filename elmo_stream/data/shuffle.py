@@ -14,8 +14,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 def permute(positions_N: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
-    """Images of ``positions_N`` (int64, each in [0, size)) under the permutation of [0, size) chosen by
-    ``seed``.
+    """Images of ``positions_N`` (int64, in [0, size)) under the permutation of [0, size) that ``seed`` gives.
 
     Raises:
         ValueError: a position is outside [0, size), or ``size`` is not in 1...2^62.
@@ -46,9 +45,7 @@ def _feistel(values_N: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint
 
 
 def _mix(values_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every input bit reaches every output
-    bit.
-    """
+    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): each bit in reaches each bit out."""
     mixed = (values_N ^ (values_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

@@ -15,8 +15,7 @@ _TAKE_ROWS = 4096
 
 @dataclass(frozen=True)
 class Shard:
-    """Instances as four flat arrays; row ``i`` owns ``tokens[token_offsets[i]:token_offsets[i + 1]]``, same
-    for labels.
+    """Instances as four flat arrays: row ``i`` has ``tokens[token_offsets[i]:token_offsets[i + 1]]``, and so on.
 
     Attributes:
         tokens: token ids, uint16 where the vocabulary has fewer than 65,536 entries, else uint32.
@@ -105,8 +104,7 @@ class ShardStore(Protocol):
         """Read a whole shard and check it against its entry.
 
         Raises:
-            CorruptError: a file is missing, cut or altered, or the content is inconsistent; names the file or
-            shard.
+            CorruptError: a file is missing, cut or altered, or the content inconsistent; names it.
         """
 
 
@@ -122,6 +120,4 @@ def create_store(backend: str, root: Path, *, vocab_size: int, num_labels: int) 
 def open_store(root: Path) -> ShardStore:
     """Open a finished store for reading; raises what :meth:`StoreIndex.load` raises."""
     index = StoreIndex.load(root)
-    return create_store(
-        index.backend, root, vocab_size=index.tokenizer.vocab_size, num_labels=index.labels.count
-    )
+    return create_store(index.backend, root, vocab_size=index.tokenizer.vocab_size, num_labels=index.labels.count)

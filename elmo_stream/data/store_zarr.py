@@ -80,9 +80,7 @@ class ZarrStore:
         self._check_before_opening(folder, entry.files, lengths)
         try:
             group = zarr.open_group(folder, mode="r", zarr_format=3)
-            arrays = {
-                key: self._read_array(folder, group[key], key, length) for key, length in lengths.items()
-            }
+            arrays = {key: self._read_array(folder, group[key], key, length) for key, length in lengths.items()}
         except (OSError, CorruptError):
             raise
         except Exception as error:  # zarr and its codecs raise many kinds for damaged bytes
@@ -126,17 +124,13 @@ class ZarrStore:
                     "the file was cut or altered."
                 )
             if path.name == _METADATA and sha256_file(path) != listed["sha256"]:
-                raise CorruptError(
-                    f"{path}: its checksum differs from the one in the index; the file is damaged."
-                )
+                raise CorruptError(f"{path}: its checksum differs from the one in the index; the file is damaged.")
 
     def _read_array(self, folder: Path, node: Any, key: str, length: int) -> NDArray[Any]:
         array, dtype = _as_array(folder, node), self._dtypes[key]
         declared = (array.shape, array.chunks, array.dtype)
         if declared != ((length,), (_chunk_length(length, dtype),), dtype):
-            raise CorruptError(
-                f"{folder}/{key}: declares {declared}, which is not {length} values of {dtype}."
-            )
+            raise CorruptError(f"{folder}/{key}: declares {declared}, which is not {length} values of {dtype}.")
         return np.asarray(array[:])
 
     def _check_content(self, folder: Path, shard: Shard) -> None:
@@ -147,13 +141,9 @@ class ZarrStore:
             if offsets[0] != 0 or offsets[-1] != len(values) or np.any(np.diff(offsets) < least):
                 raise CorruptError(f"{folder}/{key}: offsets do not ascend from 0 to {len(values)}.")
         if len(shard.tokens) and int(shard.tokens.max()) >= self._vocab_size:
-            raise CorruptError(
-                f"{folder}/tokens: a token id is not below the vocabulary size {self._vocab_size}."
-            )
+            raise CorruptError(f"{folder}/tokens: a token id is not below the vocabulary size {self._vocab_size}.")
         if len(shard.labels) and int(shard.labels.max()) >= self._num_labels:
-            raise CorruptError(
-                f"{folder}/labels: a label id is not below the number of labels {self._num_labels}."
-            )
+            raise CorruptError(f"{folder}/labels: a label id is not below the number of labels {self._num_labels}.")
         ascends = np.diff(shard.labels) > 0
         inner_starts = shard.label_offsets[1:-1]
         ascends[inner_starts[(inner_starts > 0) & (inner_starts < len(shard.labels))] - 1] = True

@@ -23,8 +23,8 @@ from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
-TRAINING_TEXTS = 200_000
-TRAINING_TEXT_CHARACTERS = 2_000
+TRAINING_TEXTS = 100_000
+TRAINING_TEXT_CHARACTERS = 1_000
 _CHARACTERS_PER_TOKEN = 64
 _TRAIN = re.compile(r"train:(\d+)")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -86,9 +86,7 @@ class Tokenizer:
         most = self.max_length * _CHARACTERS_PER_TOKEN
         encodings = self._tokenizer.encode_batch_fast([text[:most] for text in texts])
         ids = [encoding.ids or self._empty for encoding in encodings]
-        cut = [
-            len(text) > most or bool(code.overflowing) for text, code in zip(texts, encodings, strict=True)
-        ]
+        cut = [len(text) > most or bool(code.overflowing) for text, code in zip(texts, encodings, strict=True)]
         offsets = offsets_of([len(row) for row in ids])
         tokens = np.fromiter(chain.from_iterable(ids), token_dtype(self.vocab_size), count=int(offsets[-1]))
         return tokens, offsets, sum(cut)
@@ -119,9 +117,7 @@ class Tokenizer:
         try:
             inner = tokenizers.Tokenizer.from_buffer((folder / TOKENIZER_FILE).read_bytes())
         except Exception as error:  # the Rust library raises plain Exception
-            raise CorruptError(
-                f"{folder / TOKENIZER_FILE}: not a tokenizer ({error}); it is damaged."
-            ) from error
+            raise CorruptError(f"{folder / TOKENIZER_FILE}: not a tokenizer ({error}); it is damaged.") from error
         try:
             loaded = cls(
                 inner,
@@ -176,9 +172,7 @@ def _train(spec: str, max_length: int, texts: Iterable[str]) -> Tokenizer:
     match = _TRAIN.fullmatch(spec)
     low, high = _VOCABULARY_LIMITS
     if match is None or not low <= (size := int(match[1])) <= high:
-        raise UserError(
-            f"--tokenizer {spec}: expected train:N with N from {low} to {high}, such as train:16000."
-        )
+        raise UserError(f"--tokenizer {spec}: expected train:N with N from {low} to {high}, such as train:16000.")
     inner = tokenizers.Tokenizer(models.BPE(unk_token=_UNKNOWN_NAMES[0]))
     inner.normalizer = normalizers.Sequence(
         [
@@ -212,9 +206,7 @@ def _open_folder(folder: Path, source: str, max_length: int) -> Tokenizer:
     try:
         inner = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the Rust library raises plain Exception
-        raise UserError(
-            f"{path}: not a tokenizer in the format of Hugging Face tokenizers ({error})."
-        ) from error
+        raise UserError(f"{path}: not a tokenizer in the format of Hugging Face tokenizers ({error}).") from error
     return Tokenizer(inner, kind="pretrained", source=source, max_length=max_length)
 
 
@@ -229,16 +221,12 @@ def _package_folder(name: str) -> Path | None:
     folders = sorted({path.parent for place in places for path in Path(place).rglob(TOKENIZER_FILE)})
     if len(folders) > 1:
         listed = ", ".join(str(folder) for folder in folders)
-        raise UserError(
-            f"--tokenizer {name}: the package ships several tokenizers; give one of the folders {listed}."
-        )
+        raise UserError(f"--tokenizer {name}: the package ships several tokenizers; give one of the folders {listed}.")
     return folders[0] if folders else None
 
 
 def _open_hub(name: str, max_length: int) -> Tokenizer:
-    tried = (
-        f"--tokenizer {name}: no such folder, and no installed package of that name ships a {TOKENIZER_FILE}"
-    )
+    tried = f"--tokenizer {name}: no such folder, and no installed package of that name ships a {TOKENIZER_FILE}"
     if not _HUB_NAME.fullmatch(name):
         raise UserError(f"{tried}; give NAME, a folder, or train:N.")
     from huggingface_hub import model_info

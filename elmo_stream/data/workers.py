@@ -31,15 +31,12 @@ class Workers:
         if count > 1:
             context = multiprocessing.get_context("spawn")
             lifeline, self._lifeline = context.Pipe(duplex=False)
-            self._executor = ProcessPoolExecutor(
-                count, context, initializer=_start_worker, initargs=(lifeline,)
-            )
+            self._executor = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(lifeline,))
 
     def map(
         self, function: Callable[[Task], Result], tasks: Sequence[Task], tick: Callable[[int, int], None]
     ) -> list[Result]:
-        """Results in the order of the tasks; ``tick(done, total)`` after each. The first task that fails
-        raises.
+        """Results in the order of the tasks; ``tick(done, total)`` after each; raises what the first to fail raises.
 
         Raises:
             ElmoStreamError: a worker process died.

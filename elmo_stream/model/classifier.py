@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import elmo_kernels
 import torch
-from elmo_kernels import BLOCK_LABELS, ChunkWeights
+from elmo_kernels import BLOCK_LABELS, LOSSES, ChunkWeights
 from torch import Tensor
 
 from elmo_stream.config import ClassifierConfig
@@ -19,6 +19,7 @@ from elmo_stream.errors import UserError
 
 # At 768 FP8 features a chunk of this size stays in the L2 cache of a large GPU together with its logits.
 DEFAULT_CHUNK_LABELS = 32 * BLOCK_LABELS
+MIN_PRIOR = 1e-9
 
 
 def plan_chunks(num_labels: int, chunk_labels: int) -> list[tuple[int, int]]:
@@ -38,18 +39,21 @@ class ChunkedClassifier:
     """One chunk of weights after the other, on one device; label ids are sorted by training frequency.
 
     Args:
+        prior: share of positives among all pairs of instances and labels; logits start there.
         weights: rows of a checkpoint; None draws initial ones from (seed, label id, feature).
 
     Raises:
         UserError: ``dim`` is no multiple of 16.
     """
 
-    def __init__(self, num_labels: int, dim: int, config: ClassifierConfig, *, seed: int, device: torch.device,
-                 weights: RowReader | None = None) -> None:
+    def __init__(self, num_labels: int, dim: int, config: ClassifierConfig, *, prior: float, seed: int,
+                 device: torch.device, weights: RowReader | None = None) -> None:
         if dim % 16:
             raise UserError(f"The embedding has {dim} features; the classifier needs a multiple of 16.")
         self.num_labels, self.dim = num_labels, dim
         self._config, self._seed, self._device = config, seed, device
+        self._loss = LOSSES[config.loss]
+        self._prior = self._loss.prior(min(max(prior, MIN_PRIOR), 0.5))
         kahan_share = 1.0 if config.rounding == "kahan" else config.kahan_head
         self._kahan_labels = int(kahan_share * num_labels)
         self._rounding = "stochastic" if config.rounding == "kahan" else config.rounding
@@ -83,7 +87,8 @@ class ChunkedClassifier:
         dx_BD = torch.zeros_like(x_BD)
         total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
         for chunk in self.chunks:
-            g_LB, loss = elmo_kernels.logit_grad(chunk, x_BD, positives, loss=self._config.loss, want_loss=want_loss)
+            g_LB, loss = elmo_kernels.logit_grad(chunk, x_BD, positives, loss=self._config.loss,
+                                                prior=self._prior, want_loss=want_loss)
             if total is not None and loss is not None:
                 total += loss
             elmo_kernels.update_(chunk, g_LB, x_BD, dx_BD, lr=lr, weight_decay=self._config.weight_decay,
@@ -97,7 +102,11 @@ class ChunkedClassifier:
         ids_BK = torch.full((len(x_BD), k), -1, dtype=torch.int64, device=x_BD.device)
         for chunk in self.chunks:
             elmo_kernels.topk_merge_(scores_BK, ids_BK, chunk, x_BD)
-        return scores_BK, ids_BK
+        return scores_BK + self._prior, ids_BK
+
+    def probability(self, scores: Tensor) -> Tensor:
+        """The probabilities of logits from ``topk``."""
+        return self._loss.probability(scores)
 
     def state_chunks(self) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         """(first label, last label, tensors) of each chunk, one chunk in memory at a time."""

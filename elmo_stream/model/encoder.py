@@ -17,26 +17,42 @@ from elmo_stream.errors import UserError
 from elmo_stream.pretrained import find_pretrained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-INIT_STD = 0.05
+INIT_STD = 0.1
+# Odd 32-bit multipliers of the hash of a bigram; their products with token ids stay below 2**63.
+_LEFT, _RIGHT = 0x9E3779B1, 0x85EBCA6B
 
 
 class BagEncoder(nn.Module):
-    """Weighted mean of token embeddings with a learned weight per token, then an optional residual MLP."""
+    """Weighted sum of the embeddings of tokens and hashed bigrams, with a learned weight per entry and per position.
 
-    def __init__(self, vocab_size: int, dim: int, hidden: int, generator: torch.Generator) -> None:
+    Bigrams share ``bigrams`` buckets by a hash of the two token ids (Weinberger et al., ICML 2009). The sum needs no
+    division by its weights, since the embedding is scaled to unit mean square afterwards.
+    """
+
+    def __init__(self, config: EncoderConfig, vocab_size: int, max_length: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.dim = dim
-        self.embedding_VD = nn.Parameter(torch.randn(vocab_size, dim, generator=generator) * INIT_STD)
-        self.log_weight_V = nn.Parameter(torch.zeros(vocab_size))
-        self.norm = nn.LayerNorm(dim)
-        self.mlp = _residual_mlp(dim, hidden, generator) if hidden else None
+        self.dim = config.dim
+        self._vocab_size, self._bigrams = vocab_size, config.bigrams
+        entries = vocab_size + config.bigrams
+        self.embedding_VD = nn.Parameter(torch.randn(entries, config.dim, generator=generator) * INIT_STD)
+        self.log_weight_V = nn.Parameter(torch.zeros(entries))
+        self.log_weight_T = nn.Parameter(torch.zeros(max_length))
+        self.mlp = _residual_mlp(config.dim, config.hidden, generator) if config.hidden else None
 
     def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool."""
-        weight_BT = self.log_weight_V[token_ids_BT].exp() * mask_BT
-        weight_BT = weight_BT / weight_BT.sum(1, keepdim=True).clamp_min(1e-6)
-        x_BD = functional.embedding_bag(token_ids_BT, self.embedding_VD, per_sample_weights=weight_BT, mode="sum")
-        x_BD = self.norm(x_BD)
+        width = int(mask_BT.shape[1])
+        weight_T = functional.pad(self.log_weight_T[:width], (0, max(0, width - len(self.log_weight_T))))
+        entries, weights, masks = [token_ids_BT], [weight_T.expand_as(mask_BT)], [mask_BT]
+        if self._bigrams and width > 1:
+            mixed = token_ids_BT[:, :-1] * _LEFT + token_ids_BT[:, 1:] * _RIGHT
+            entries.append(self._vocab_size + ((mixed >> 15) % self._bigrams))
+            weights.append(weights[0][:, :-1])
+            masks.append(mask_BT[:, 1:])
+        entry_BN, mask_BN = torch.cat(entries, 1), torch.cat(masks, 1)
+        weight_BN = (self.log_weight_V[entry_BN] + torch.cat(weights, 1)).exp() * mask_BN
+        x_BD = functional.embedding_bag(entry_BN, self.embedding_VD, per_sample_weights=weight_BN, mode="sum")
+        x_BD = _unit_mean_square(x_BD)
         return x_BD if self.mlp is None else x_BD + self.mlp(x_BD)
 
 
@@ -48,6 +64,10 @@ def _residual_mlp(dim: int, hidden: int, generator: torch.Generator) -> nn.Modul
             layer.bias.zero_()
         mlp[2].weight.mul_(0.1)
     return mlp
+
+
+def _unit_mean_square(x_BD: Tensor) -> Tensor:
+    return functional.rms_norm(x_BD, (x_BD.shape[1],), eps=1e-12)
 
 
 class TransformerEncoder(nn.Module):
@@ -73,9 +93,9 @@ class TransformerEncoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The trained text encoder: a bag or a transformer, then dropout; its output is FP32.
+    """The trained text encoder: a bag or a transformer, scaled to unit mean square, then dropout; its output is FP32.
 
-    Dropout draws from torch's global generator, which the trainer seeds from (run seed, step).
+    The scaling lets one learning rate of the classifier fit every encoder. Dropout draws from torch's global generator, which the trainer seeds from (run seed, step).
     """
 
     def __init__(self, body: BagEncoder | TransformerEncoder, config: EncoderConfig) -> None:
@@ -88,11 +108,13 @@ class Encoder(nn.Module):
 
     def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """x_BD float32; token_ids_BT int64, mask_BT bool."""
-        x_BD = self.body(token_ids_BT, mask_BT).float()
+        x_BD = _unit_mean_square(self.body(token_ids_BT, mask_BT).float())
         return functional.dropout(x_BD, self._dropout, self.training)
 
 
-def create_encoder(config: EncoderConfig, *, vocab_size: int, tokenizer: Path, seed: int) -> Encoder:
+def create_encoder(
+    config: EncoderConfig, *, vocab_size: int, max_length: int, tokenizer: Path, seed: int
+) -> Encoder:
     """A new encoder, pretrained where ``config.name`` says so; ``tokenizer`` is the store's ``tokenizer.json``.
 
     Raises:
@@ -102,14 +124,14 @@ def create_encoder(config: EncoderConfig, *, vocab_size: int, tokenizer: Path, s
         model = _load_pretrained(config.name, tokenizer)
         return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config)
     generator = torch.Generator().manual_seed(seed)
-    body = BagEncoder(vocab_size, config.dim, config.hidden, generator)
+    body = BagEncoder(config, vocab_size, max_length, generator)
     if config.name:
         table_VD = _load_pretrained(config.name, tokenizer).get_input_embeddings().weight.detach()
         if table_VD.shape[1] != config.dim:
             raise UserError(f"encoder.dim is {config.dim}, but the embeddings of {config.name} have "
                             f"{table_VD.shape[1]} features; set encoder.dim={table_VD.shape[1]}.")
         with torch.no_grad():
-            body.embedding_VD.copy_(table_VD[:vocab_size])
+            body.embedding_VD[:vocab_size] = table_VD[:vocab_size]
     return Encoder(body, config)
 
 
@@ -120,10 +142,10 @@ def save_architecture(encoder: Encoder, folder: Path) -> None:
         encoder.body.model.config.save_pretrained(folder)
 
 
-def restore_encoder(config: EncoderConfig, folder: Path, *, vocab_size: int) -> Encoder:
+def restore_encoder(config: EncoderConfig, folder: Path, *, vocab_size: int, max_length: int) -> Encoder:
     """An encoder of a run with weights yet to be loaded; reads the run folder only, no network, no code from data."""
     if config.kind == "bag":
-        return Encoder(BagEncoder(vocab_size, config.dim, config.hidden, torch.Generator()), config)
+        return Encoder(BagEncoder(config, vocab_size, max_length, torch.Generator()), config)
     from transformers import AutoConfig, AutoModel
 
     architecture = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -44,7 +44,7 @@ def make_plan(store: Path, config: Config) -> Plan:
         UserError: no store, or the encoder is not to be had.
     """
     index = StoreIndex.load(store)
-    encoder = create_encoder(config.encoder, vocab_size=index.tokenizer.vocab_size,
+    encoder = create_encoder(config.encoder, vocab_size=index.tokenizer.vocab_size, max_length=index.tokenizer.max_length,
                              tokenizer=store / "tokenizer" / "tokenizer.json", seed=config.seed)
     labels, dim, batch = index.labels.count, encoder.dim, config.train.batch
     rule = config.classifier

@@ -50,14 +50,9 @@ class Predictor:
         with torch.no_grad():
             x_BD = self._encoder(token_ids_BT.to(self._device), mask_BT.to(self._device))
             scores_BK, ids_BK = self._classifier.topk(x_BD, k)
-        probability_BK = self._probability(scores_BK).cpu().numpy()
+        probability_BK = self._classifier.probability(scores_BK).cpu().numpy()
         return [list(zip(self._names[ids], map(float, row), strict=True))
                 for ids, row in zip(ids_BK.cpu().numpy(), probability_BK, strict=True)]
-
-    def _probability(self, scores_BK: torch.Tensor) -> torch.Tensor:
-        if self._run.config.classifier.loss == "squared_hinge":
-            return ((scores_BK + 1) / 2).clamp(0, 1)
-        return scores_BK.sigmoid()
 
 
 def predict(run: Path, source: Path, out: Path, *, k: int = 5, text_fields: Sequence[str] = ("text",),

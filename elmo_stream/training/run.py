@@ -27,12 +27,18 @@ FORMAT, VERSION = "elmo-stream-run", 1
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run knows of its data; ``store`` is where the store was when the run began."""
+    """What a run knows of its data.
+
+    ``store`` is where the store was when the run began; ``prior`` the share of positives among all pairs of training
+    instances and labels.
+    """
 
     store: str
     store_fingerprint: str
     labels: int
     vocab_size: int
+    max_length: int
+    prior: float
     instances: int
     validation_instances: int
     propensity_a: float
@@ -70,7 +76,8 @@ def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encod
     train = index.splits["train"].instances
     held_out = min(int(config.train.validation * train), 10_000, train - 1)
     info = RunInfo(store=str(store.resolve()), store_fingerprint=index.fingerprint, labels=index.labels.count,
-                   vocab_size=index.tokenizer.vocab_size, instances=train - held_out, validation_instances=held_out,
+                   vocab_size=index.tokenizer.vocab_size, max_length=index.tokenizer.max_length,
+                   prior=index.splits["train"].positives / (train * index.labels.count), instances=train - held_out, validation_instances=held_out,
                    propensity_a=index.propensity.A, propensity_b=index.propensity.B)
     write_bytes_durably(path / "config.toml", config.to_toml().encode())
     write_json_durably(path / "run.json", {"format": FORMAT, "version": VERSION, **asdict(info)})
@@ -117,13 +124,15 @@ def locked(path: Path) -> Iterator[None]:
 
 def load_model(run: Run, checkpoint: Checkpoint, device: torch.device) -> tuple[Encoder, ChunkedClassifier]:
     """Encoder and classifier with the weights of a checkpoint."""
-    encoder = restore_encoder(run.config.encoder, run.path / "encoder", vocab_size=run.info.vocab_size)
+    encoder = restore_encoder(run.config.encoder, run.path / "encoder", vocab_size=run.info.vocab_size,
+                              max_length=run.info.max_length)
     try:
         encoder.load_state_dict(checkpoint.tensors("encoder"))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise CorruptError(f"{checkpoint.folder}: its encoder does not fit config.toml: {reason}") from error
-    classifier = ChunkedClassifier(run.info.labels, encoder.dim, run.config.classifier, seed=run.config.seed,
+    classifier = ChunkedClassifier(run.info.labels, encoder.dim, run.config.classifier, prior=run.info.prior,
+                                   seed=run.config.seed,
                                    device=device, weights=checkpoint.rows)
     return encoder.to(device), classifier
 

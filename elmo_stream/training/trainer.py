@@ -45,7 +45,7 @@ def train(store: Path, out: Path, config: Config, *, report: Report = print) -> 
     if (out / "run.json").exists():
         raise UserError(f"{out}: holds a run already; continue it with `elmo-stream resume {out}`, "
                         "or choose another folder.")
-    encoder = create_encoder(config.encoder, vocab_size=index.tokenizer.vocab_size,
+    encoder = create_encoder(config.encoder, vocab_size=index.tokenizer.vocab_size, max_length=index.tokenizer.max_length,
                              tokenizer=store / "tokenizer" / "tokenizer.json", seed=config.seed)
     with locked(out):
         run = create_run(out, store, index, config, encoder)
@@ -84,10 +84,11 @@ class _Trainer:
             self.encoder, self.classifier = load_model(run, checkpoint, self.device)
         else:
             encoder = encoder or create_encoder(self.config.encoder, vocab_size=run.info.vocab_size,
+                                                max_length=run.info.max_length,
                                                 tokenizer=run.path / "tokenizer" / "tokenizer.json",
                                                 seed=self.config.seed)
             self.encoder = encoder.to(self.device)
-            self.classifier = ChunkedClassifier(run.info.labels, encoder.dim, self.config.classifier,
+            self.classifier = ChunkedClassifier(run.info.labels, encoder.dim, self.config.classifier, prior=run.info.prior,
                                                 seed=self.config.seed, device=self.device)
         self.optimizer = build_optimizer(self.encoder, self.config.optimizer)
         self.loader = StreamLoader(self.store, rows=(0, run.info.instances), batch=self.config.train.batch,

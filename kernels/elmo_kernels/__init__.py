@@ -75,9 +75,9 @@ def _backend(w: ChunkWeights) -> ModuleType:
 
 
 def logit_grad(
-    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, want_loss: bool = False
+    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float = 0.0, want_loss: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradient of the summed loss with respect to the logits ``W x`` of a chunk.
+    """Gradient of the summed loss with respect to the logits ``W x + prior`` of a chunk.
 
     Logits are accumulated in FP32 and never rounded before the loss (ELMO, Zhang et al., ICML 2025, rounds
     them to bf16).
@@ -85,7 +85,8 @@ def logit_grad(
     Args:
         x_BD: contiguous float32 embeddings.
         positives: of the whole batch; those of other chunks touch nothing.
-        loss: a key of ``LOSSES``. want_loss: also return the loss, which costs a pass over the logits.
+        loss: a key of ``LOSSES``. prior: added to every logit; see ``Loss.prior``.
+        want_loss: also return the loss, which costs a pass over the logits.
 
     Returns:
         g_LB float32, and the summed loss of the chunk as a float64 scalar tensor, or None.
@@ -96,7 +97,7 @@ def logit_grad(
     require_chunk(w)
     require_choice("loss", loss, tuple(LOSSES))
     require_tensor("x_BD", x_BD, torch.float32, (x_BD.shape[0], w.data_LD.shape[1]))
-    return _backend(w).logit_grad(w, x_BD, positives, loss=loss, want_loss=want_loss)
+    return _backend(w).logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss)
 
 
 def update_(

@@ -175,10 +175,10 @@ NUMBA = RowOps(decode=_decode, update_=_update, merge_=_merge_)
 
 
 def logit_grad(
-    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, want_loss: bool
+    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float, want_loss: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
-    return reference.logit_grad(w, x_BD, positives, loss=loss, want_loss=want_loss, ops=NUMBA)
+    return reference.logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss, ops=NUMBA)
 
 
 def update_(w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, step: Step, flags: Tensor) -> None:

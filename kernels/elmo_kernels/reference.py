@@ -152,14 +152,14 @@ TWIN = RowOps()
 
 
 def logit_grad(
-    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, want_loss: bool, ops: RowOps = TWIN
+    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float, want_loss: bool, ops: RowOps = TWIN
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
     table = LOSSES[loss]
     g_LB = x_BD.new_empty(w.data_LD.shape[0], x_BD.shape[0])
     total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
     for rows in label_blocks(w):
-        z_LB = torch.mm(ops.decode(w, rows), x_BD.T, out=g_LB[rows])
+        z_LB = torch.mm(ops.decode(w, rows), x_BD.T, out=g_LB[rows]).add_(prior)
         first = w.label_offset + rows.start
         begin, end = positives.block_ptr[first // BLOCK_LABELS :][:2].tolist()
         label_P, instance_P = positives.label_P[begin:end] - first, positives.instance_P[begin:end]

@@ -94,7 +94,7 @@ def _value(z, LOSS: tl.constexpr):  # pragma: no cover
 
 @triton.jit
 def logit_kernel(
-    data_ptr, exponent_ptr, x_ptr, out_ptr, loss_ptr, L, B,
+    data_ptr, exponent_ptr, x_ptr, out_ptr, loss_ptr, prior, L, B,
     D: tl.constexpr, FMT: tl.constexpr, LOSS: tl.constexpr, WANT_LOSS: tl.constexpr, DOT_FP32: tl.constexpr,
     TILE_L: tl.constexpr, TILE_B: tl.constexpr, TILE_D: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
@@ -107,6 +107,7 @@ def logit_kernel(
         inside_x = (col < D)[:, None] & (instance < B)[None, :]
         x = tl.load(x_ptr + instance[None, :] * D + col[:, None], mask=inside_x, other=0.0)
         z = _dot(w, x, z, DOT_FP32)
+    z += prior
     inside = (row < L)[:, None] & (instance < B)[None, :]
     tl.store(out_ptr + row[:, None] * B + instance[None, :], _slope(z, LOSS), mask=inside)
     if WANT_LOSS:
@@ -117,7 +118,7 @@ def logit_kernel(
 @triton.jit
 def positive_kernel(
     data_ptr, exponent_ptr, x_ptr, g_ptr, loss_ptr, label_ptr, instance_ptr, target_ptr,
-    label_offset, P, L, B,
+    prior, label_offset, P, L, B,
     D: tl.constexpr, FMT: tl.constexpr, LOSS: tl.constexpr, WANT_LOSS: tl.constexpr, DOT_FP32: tl.constexpr,
     TILE_P: tl.constexpr, TILE_D: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
@@ -140,6 +141,7 @@ def positive_kernel(
         if not DOT_FP32:
             x = x.to(tl.bfloat16).to(tl.float32)
         z += tl.sum(w * x, 1)
+    z += prior
     g = (1.0 - y) * _slope(z, LOSS) - y * _slope(-z, LOSS)
     tl.store(g_ptr + row * B + instance, g, mask=inside)
     if WANT_LOSS:

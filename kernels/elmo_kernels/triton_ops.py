@@ -33,29 +33,29 @@ def _format(w: ChunkWeights) -> dict[str, Any]:
 
 
 def _launch_logits(
-    w: ChunkWeights, rows: slice, x_BD: Tensor, out_LB: Tensor, sums: Tensor | None, loss: str
+    w: ChunkWeights, rows: slice, x_BD: Tensor, out_LB: Tensor, sums: Tensor | None, loss: str, prior: float
 ) -> None:
     exponent_L = None if w.exponent_L is None else w.exponent_L[rows]
     labels, batch = out_LB.shape
     tk.logit_kernel[(_tiles(labels, TILES["TILE_L"]), _tiles(batch, TILES["TILE_B"]))](
-        _patterns(w.data_LD[rows]), exponent_L, x_BD, out_LB, sums, labels, batch,
+        _patterns(w.data_LD[rows]), exponent_L, x_BD, out_LB, sums, prior, labels, batch,
         LOSS=loss, WANT_LOSS=sums is not None, **_format(w), **TILES, **OPTIONS,
     )  # fmt: skip
 
 
 def logit_grad(
-    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, want_loss: bool
+    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float, want_loss: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
     labels, batch, count = w.data_LD.shape[0], x_BD.shape[0], positives.label_P.shape[0]
     g_LB = x_BD.new_empty(labels, batch)
     tiles = _tiles(labels, TILES["TILE_L"]) * _tiles(batch, TILES["TILE_B"])
     sums = x_BD.new_empty(tiles + _tiles(count, TILE_P)) if want_loss else None
-    _launch_logits(w, slice(0, labels), x_BD, g_LB, sums, loss)
+    _launch_logits(w, slice(0, labels), x_BD, g_LB, sums, loss, prior)
     if count:
         tk.positive_kernel[(_tiles(count, TILE_P),)](
             _patterns(w.data_LD), w.exponent_L, x_BD, g_LB, None if sums is None else sums[tiles:],
-            positives.label_P, positives.instance_P, positives.weight_P, w.label_offset, count, labels, batch,
+            positives.label_P, positives.instance_P, positives.weight_P, prior, w.label_offset, count, labels, batch,
             LOSS=loss, WANT_LOSS=want_loss, TILE_P=TILE_P, TILE_D=TILES["TILE_D"], **_format(w), **OPTIONS,
         )  # fmt: skip
     return g_LB, None if sums is None else sums.sum(dtype=torch.float64)
@@ -102,5 +102,5 @@ def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor
     for start in range(0, labels, slab):
         rows = slice(start, min(start + slab, labels))
         z_LB = x_BD.new_empty(rows.stop - rows.start, x_BD.shape[0])
-        _launch_logits(w, rows, x_BD, z_LB, None, "none")
+        _launch_logits(w, rows, x_BD, z_LB, None, "none", 0.0)
         merge_rows_(scores_BK, ids_BK, z_LB.T, w.label_offset + start)

@@ -7,14 +7,13 @@
 import sys
 from typing import Any
 
+import elmo_kernels
 import torch
 import triton
 import triton.language as tl
-from safetensors.torch import load_file, save_file
-
-import elmo_kernels
 from backend_cases import CASES, run_case
 from elmo_kernels import rounding_triton as rt
+from safetensors.torch import load_file, save_file
 
 TILE = 1 << 16
 

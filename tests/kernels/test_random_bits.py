@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
 from elmo_kernels import random_bits
+from torch import Tensor
 
 LABEL = torch.arange(1024) + 8_000_000
 FEATURE = torch.arange(1024)

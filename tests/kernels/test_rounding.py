@@ -5,16 +5,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import elmo_kernels as ek
 import numba
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-import elmo_kernels as ek
 from elmo_kernels import rounding as rd
 from elmo_kernels import rounding_numba as rn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 HERE = Path(__file__).parent
 FINITE_CODES = torch.tensor([code for code in range(256) if code & 0x7F != rd.FP8_NAN_CODE])
@@ -25,29 +24,31 @@ def _draws() -> Tensor:
     return ek.random_bits(7, 1, torch.arange(1024), torch.arange(1024)).flatten()
 
 
-def _check_unbiased(round_to: Callable[[Tensor, Tensor], Tensor], magnitudes: Tensor) -> None:
+def _check_unbiased(
+    encode: Callable[[Tensor, Tensor], Tensor], decode: Callable[[Tensor], Tensor], magnitudes: Tensor
+) -> None:
     random = _draws()
-    n = len(random)
-    for v in magnitudes.tolist():
-        drawn = round_to(torch.tensor([v]), random).double()
-        low, high = drawn.min().item(), drawn.max().item()
-        exact = torch.tensor(v).double().item()
-        assert low <= exact <= high
-        share = (exact - low) / (high - low) if high > low else 0.0
-        error = (high - low) * math.sqrt(share * (1 - share) / n)
-        assert abs(drawn.mean().item() - exact) <= 4 * error + 1e-12, v
+    for v in magnitudes:
+        codes = encode(v[None], random)
+        ends = torch.stack([codes.min(), codes.max()])
+        assert ends[1] - ends[0] <= 1, "only the two neighbours of a value may be drawn"
+        (low, high), exact = decode(ends).double().tolist(), v.item()
+        share = (exact - low) / (high - low) if high != low else 0.0
+        assert 0 <= share <= 1
+        drawn = (codes == ends[1]).double().mean().item() if high != low else 0.0
+        assert abs(drawn - share) <= 4 * math.sqrt(share * (1 - share) / len(random)), exact
 
 
 def test_stochastic_fp8_is_unbiased_from_tiny_to_the_largest_magnitude() -> None:
     magnitudes = torch.logspace(math.log2(2e-5), math.log2(447.0), 64, base=2)
     magnitudes[::2] *= -1
-    _check_unbiased(lambda v, random: rd.fp8_value(rd.fp8_stochastic(v, random)), magnitudes)
+    _check_unbiased(rd.fp8_stochastic, rd.fp8_value, magnitudes)
 
 
 def test_stochastic_bf16_is_unbiased_over_its_range() -> None:
     magnitudes = torch.logspace(-126, 126, 64, base=2)
     magnitudes[1::2] *= -1.2345
-    _check_unbiased(lambda v, random: rd.bf16_value(rd.bf16_stochastic(v, random)), magnitudes.clamp(-3e38, 3e38))
+    _check_unbiased(rd.bf16_stochastic, rd.bf16_value, magnitudes)
 
 
 def test_a_weight_that_fp8_can_hold_never_moves_by_itself() -> None:
@@ -89,7 +90,7 @@ def test_halving_a_code_is_unbiased_and_exact_above_the_even_grid() -> None:
 
 
 def test_updates_far_below_a_quantum_add_up(cpu_backend: str) -> None:
-    dim, labels, steps = 16, 256, 300
+    dim, labels, steps = 16, 64, 300
     w = ek.make_chunk("fp8", labels, dim, 0, seed=0, std=1.0)
     assert w.exponent_L is not None
     w.data_LD.zero_()

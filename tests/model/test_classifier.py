@@ -1,5 +1,7 @@
 """The classifier is one matrix to its user: chunks change memory, not a bit of the result."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def _classifier(**keys: object) -> ChunkedClassifier:
-    return ChunkedClassifier(LABELS, DIM, ClassifierConfig(**keys), seed=3, device=CPU)  # type: ignore[arg-type]
+    return ChunkedClassifier(LABELS, DIM, ClassifierConfig(**keys), prior=0.5, seed=3, device=CPU)  # type: ignore[arg-type]
 
 
 def _batch(step: int) -> tuple[torch.Tensor, Positives]:
@@ -84,7 +86,7 @@ def test_topk_is_the_dense_ranking_and_never_more_than_the_labels() -> None:
     for row in range(BATCH):
         expected = np.lexsort((np.arange(LABELS), -dense[row]))[:20]
         assert np.allclose(dense[row][ids_BK[row].numpy()], dense[row][expected], atol=1e-5)
-    small = ChunkedClassifier(3, DIM, ClassifierConfig(), seed=0, device=CPU)
+    small = ChunkedClassifier(3, DIM, ClassifierConfig(), prior=0.5, seed=0, device=CPU)
     assert small.topk(x_BD, 10)[1].shape == (BATCH, 3)
 
 
@@ -97,16 +99,28 @@ def test_saved_rows_restore_every_format_in_other_chunks() -> None:
         for _, _, tensors in classifier.state_chunks():
             for name, tensor in tensors.items():
                 saved[name] = torch.cat([saved[name], tensor]) if name in saved else tensor.clone()
-        restored = ChunkedClassifier(LABELS, DIM, ClassifierConfig(chunk_labels=1024, **keys), seed=99, device=CPU,  # type: ignore[arg-type]
+        restored = ChunkedClassifier(LABELS, DIM, ClassifierConfig(chunk_labels=1024, **keys), prior=0.5, seed=99, device=CPU,  # type: ignore[arg-type]
                                      weights=lambda name, first, last, saved=saved: saved[name][first:last])
         assert torch.equal(_weights(restored), _weights(classifier))
         assert torch.equal(torch.cat([c.comp_HD for c in restored.chunks if c.comp_HD is not None] or [torch.empty(0)]),
                            torch.cat([c.comp_HD for c in classifier.chunks if c.comp_HD is not None] or [torch.empty(0)]))
 
 
+def test_logits_start_at_the_share_of_positives() -> None:
+    classifier = ChunkedClassifier(LABELS, DIM, ClassifierConfig(init_std=1e-6), prior=0.001, seed=0, device=CPU)
+    x_BD, positives = _batch(0)
+    scores_BK, _ = classifier.topk(x_BD, 5)
+    torch.testing.assert_close(classifier.probability(scores_BK), torch.full((BATCH, 5), 0.001), rtol=1e-3, atol=0)
+    _, loss = classifier.train_step(x_BD, positives, lr=0.0, step=0, want_loss=True)
+    count = len(positives.label_P)
+    expected = -count * math.log(0.001) - (BATCH * LABELS - count) * math.log(0.999)
+    assert loss is not None
+    torch.testing.assert_close(float(loss), expected, rtol=1e-4, atol=0)
+
+
 def test_an_odd_embedding_is_refused() -> None:
     with pytest.raises(UserError, match="multiple of 16"):
-        ChunkedClassifier(10, 20, ClassifierConfig(), seed=0, device=CPU)
+        ChunkedClassifier(10, 20, ClassifierConfig(), prior=0.5, seed=0, device=CPU)
 
 
 def test_chunks_cover_all_labels_in_whole_blocks() -> None:
