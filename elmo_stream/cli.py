@@ -7,106 +7,25 @@ from typing import Any
 
 import click
 
-from elmo_stream.errors import ElmoStreamError, UserError
-
-EXIT_IO, EXIT_INTERRUPTED = 74, 130
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
-INPUT_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-class _Verbs(click.Group):
-    """Turns every error into one sentence on stderr and the contract's exit code; ``--debug`` shows the traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit):
-            raise
-        except KeyboardInterrupt:
-            message, code = "interrupted.", EXIT_INTERRUPTED
-        except BaseException as error:
-            if ctx.find_root().meta.get("debug"):
-                raise
-            message, code = _explain(error)
-        click.echo(f"error: {message}", err=True)
-        ctx.exit(code)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+from elmo_stream.cli_common import (
+    FILE,
+    FOLDER,
+    INPUT_FILE,
+    ProgressLines,
+    Verbs,
+    as_lines,
+    common_options,
+    debug_option,
+    parse_ks,
+    parse_names,
+    parse_propensity,
+    say,
+    show,
+)
+from elmo_stream.errors import UserError
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, ElmoStreamError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}.", EXIT_IO
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory; lower train.batch or classifier.chunk_labels, or see `elmo-stream plan STORE`.", 1
-    return f"{type(error).__name__}: {error} (this is a defect of ours; --debug shows where).", 1
-
-
-def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.find_root().meta["debug"] = True
-
-
-def _debug(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug,
-                        help="Show the traceback of an error.")(command)
-
-
-def _common(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(_debug(command))
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _result(value: Any, text: str, as_json: bool) -> None:
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False) if as_json else text)
-
-
-def _lines(value: dict[str, Any], indent: str = "") -> str:
-    rows = []
-    for key, item in value.items():
-        if isinstance(item, dict):
-            rows += [f"{indent}{key}", _lines(item, indent + "  ")] if item else []
-        else:
-            rows.append(f"{indent}{key:<24} {f'{item:,}' if type(item) is int else item}")
-    return "\n".join(rows)
-
-
-def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in value.split(","))
-    if not all(names):
-        raise click.BadParameter("expected names separated by commas.")
-    return names
-
-
-def _ks(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
-    try:
-        ks = tuple(sorted({int(part) for part in value.split(",")}))
-    except ValueError:
-        ks = ()
-    if not ks or ks[0] < 1 or ks[-1] > 10_000:
-        raise click.BadParameter("expected numbers from 1 to 10000 separated by commas, for example 1,3,5.")
-    return ks
-
-
-def _propensity(_: click.Context, __: click.Parameter, value: str) -> tuple[float, float]:
-    try:
-        a, b = (float(part) for part in value.split(","))
-    except ValueError:
-        a = b = float("nan")
-    if not (0 <= a <= 10 and 0 < b <= 1000):
-        raise click.BadParameter("expected A,B, for example 0.55,1.5.")
-    return a, b
-
-
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="elmo-stream", message="%(version)s")
 def main() -> None:
     """Train extreme multi-label classifiers from streamed shards, on a GPU or a CPU.
@@ -126,22 +45,52 @@ def main() -> None:
 @click.option("--test", multiple=True, type=INPUT_FILE, help="Test file; may be repeated.")
 @click.option("--valid", multiple=True, type=INPUT_FILE, help="Validation file; may be repeated.")
 @click.option("--format", "format_", type=click.Choice(["auto", "jsonl"]), default="auto", show_default=True)
-@click.option("--text-field", default="text", show_default=True, callback=_names,
-              help="Fields of the text, joined by a space: title,body.")
+@click.option(
+    "--text-field",
+    default="text",
+    show_default=True,
+    callback=parse_names,
+    help="Fields of the text, joined by a space: title,body.",
+)
 @click.option("--label-field", default="labels", show_default=True, help="Field with the list of labels.")
-@click.option("--tokenizer", default="train:16000", show_default=True,
-              help="Hub name, installed package, folder, or train:N to train one on the corpus.")
-@click.option("--max-length", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens kept of a text.")
+@click.option(
+    "--tokenizer",
+    default="train:16000",
+    show_default=True,
+    help="Hub name, installed package, folder, or train:N to train one on the corpus.",
+)
+@click.option(
+    "--max-length", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens kept of a text."
+)
 @click.option("--store", type=click.Choice(["zarr"]), default="zarr", show_default=True)
 @click.option("--rows-per-shard", type=click.IntRange(1, 1 << 24), default=65536, show_default=True)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one a CPU]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the shuffle.")
-@click.option("--propensity", default="0.55,1.5", show_default=True, callback=_propensity,
-              help="A,B of the propensity model: 0.5,0.4 for Wikipedia, 0.6,2.6 for Amazon.")
-@_common
-def shard(train: tuple[Path, ...], out: Path, test: tuple[Path, ...], valid: tuple[Path, ...], format_: str,
-          text_field: tuple[str, ...], label_field: str, tokenizer: str, max_length: int, store: str,
-          rows_per_shard: int, workers: int | None, seed: int, propensity: tuple[float, float], as_json: bool) -> None:
+@click.option(
+    "--propensity",
+    default="0.55,1.5",
+    show_default=True,
+    callback=parse_propensity,
+    help="A,B of the propensity model: 0.5,0.4 for Wikipedia, 0.6,2.6 for Amazon.",
+)
+@common_options
+def shard(
+    train: tuple[Path, ...],
+    out: Path,
+    test: tuple[Path, ...],
+    valid: tuple[Path, ...],
+    format_: str,
+    text_field: tuple[str, ...],
+    label_field: str,
+    tokenizer: str,
+    max_length: int,
+    store: str,
+    rows_per_shard: int,
+    workers: int | None,
+    seed: int,
+    propensity: tuple[float, float],
+    as_json: bool,
+) -> None:
     """Convert text and labels to a store of shuffled shards.
 
     \b
@@ -152,22 +101,38 @@ def shard(train: tuple[Path, ...], out: Path, test: tuple[Path, ...], valid: tup
     """
     from elmo_stream.data.shard import convert
 
-    summary = convert(list(train), out, test=list(test), valid=list(valid), format=format_, text_fields=text_field,
-                      label_field=label_field, tokenizer=tokenizer, max_length=max_length, store=store,
-                      rows_per_shard=rows_per_shard, workers=workers, seed=seed, propensity=propensity, report=_say)
-    _result(summary, _lines(summary), as_json)
+    summary = convert(
+        list(train),
+        out,
+        test=list(test),
+        valid=list(valid),
+        format=format_,
+        text_fields=text_field,
+        label_field=label_field,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        store=store,
+        rows_per_shard=rows_per_shard,
+        workers=workers,
+        seed=seed,
+        propensity=propensity,
+        report=say,
+        progress=ProgressLines(),
+    )
+    show(summary, as_lines(summary), as_json)
 
 
 def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-                           help="Override a key, for example train.batch=256.")(command)
+    command = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, for example train.batch=256."
+    )(command)
     return click.option("--config", "config_file", type=INPUT_FILE, help="TOML file with configuration keys.")(command)
 
 
 @main.command()
 @click.argument("store", type=FOLDER)
 @_config_options
-@_common
+@common_options
 def plan(store: Path, config_file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show where every byte of a training run would go.
 
@@ -178,7 +143,7 @@ def plan(store: Path, config_file: Path | None, overrides: tuple[str, ...], as_j
     from elmo_stream.training.plan import make_plan
 
     made = make_plan(store, load_config(config_file, overrides))
-    _result(made.as_dict(), made.table(), as_json)
+    show(made.as_dict(), made.table(), as_json)
 
 
 @main.command()
@@ -188,9 +153,17 @@ def plan(store: Path, config_file: Path | None, overrides: tuple[str, ...], as_j
 @click.option("--epochs", type=click.IntRange(1), help="Short for --set train.epochs=N.")
 @click.option("--steps", type=click.IntRange(1), help="Short for --set train.steps=N.")
 @click.option("--dry-run", is_flag=True, help="Print the whole configuration and the plan, train nothing.")
-@_common
-def train(store: Path, out: Path | None, config_file: Path | None, overrides: tuple[str, ...], epochs: int | None,
-          steps: int | None, dry_run: bool, as_json: bool) -> None:
+@common_options
+def train(
+    store: Path,
+    out: Path | None,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+    epochs: int | None,
+    steps: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Train a model on a store.
 
     \b
@@ -211,19 +184,22 @@ def train(store: Path, out: Path | None, config_file: Path | None, overrides: tu
         from elmo_stream.training.plan import make_plan
 
         made = make_plan(store, config)
-        _result({"config": config.to_dict(), "plan": made.as_dict()},
-                f"{config.to_toml(comments=True)}\n{made.table()}", as_json)
+        show(
+            {"config": config.to_dict(), "plan": made.as_dict()},
+            f"{config.to_toml(comments=True)}\n{made.table()}",
+            as_json,
+        )
         return
     if out is None:
         raise UserError("--out: give the folder of the new run.")
     from elmo_stream.training.trainer import train as train_run
 
-    _finish(train_run(store, out, config, report=_say), out, as_json)
+    _finish(train_run(store, out, config, report=say), out, as_json)
 
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@_common
+@common_options
 def resume(run: Path, as_json: bool) -> None:
     """Continue a run from its last whole checkpoint.
 
@@ -232,7 +208,7 @@ def resume(run: Path, as_json: bool) -> None:
     """
     from elmo_stream.training.trainer import resume as resume_run
 
-    _finish(resume_run(run, report=_say), run, as_json)
+    _finish(resume_run(run, report=say), run, as_json)
 
 
 def _finish(code: int, run: Path, as_json: bool) -> None:
@@ -247,10 +223,16 @@ def _finish(code: int, run: Path, as_json: bool) -> None:
 @click.argument("run", type=FOLDER)
 @click.argument("store", type=FOLDER, required=False)
 @click.option("--split", default="test", show_default=True, help="test, valid or train.")
-@click.option("--k", "ks", default="1,3,5", show_default=True, callback=_ks, help="Lengths of the ranking.")
-@click.option("--json", "json_file", is_flag=False, flag_value="-", type=click.Path(path_type=Path, allow_dash=True),
-              help="Write the result as JSON to a file, or without one to the screen.")
-@_debug
+@click.option("--k", "ks", default="1,3,5", show_default=True, callback=parse_ks, help="Lengths of the ranking.")
+@click.option(
+    "--json",
+    "json_file",
+    is_flag=False,
+    flag_value="-",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Write the result as JSON to a file, or without one to the screen.",
+)
+@debug_option
 def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], json_file: Path | None) -> None:
     """Measure a run on a split: P@k, nDCG@k, PSP@k, PSnDCG@k, R@k.
 
@@ -260,14 +242,14 @@ def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], jso
     from elmo_stream.files import write_json_durably
     from elmo_stream.training.evaluate import evaluate as evaluate_run
 
-    result = evaluate_run(run, store, split=split, ks=ks, report=_say)
+    result = evaluate_run(run, store, split=split, ks=ks, report=say)
     if json_file is not None and str(json_file) != "-":
         write_json_durably(json_file, result)
         json_file = None
     names = dict.fromkeys(name.split("@")[0] for name in result["metrics"])
     rows = [f"{name:<8}" + "".join(f"{100 * result['metrics'][f'{name}@{k}']:>9.2f}" for k in ks) for name in names]
     head = f"{result['split']} split, {result['instances']:,} instances, step {result['step']:,}; percent"
-    _result(result, "\n".join([head, " " * 8 + "".join(f"{f'@{k}':>9}" for k in ks), *rows]), json_file is not None)
+    show(result, "\n".join([head, " " * 8 + "".join(f"{f'@{k}':>9}" for k in ks), *rows]), json_file is not None)
 
 
 @main.command()
@@ -275,11 +257,20 @@ def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], jso
 @click.argument("source", type=INPUT_FILE, required=False, metavar="[INPUT]")
 @click.option("--out", type=FILE, help="Output: .jsonl or .parquet.")
 @click.option("--text", multiple=True, help="A text to tag instead of a file; may be repeated.")
-@click.option("--text-field", default="text", show_default=True, callback=_names, help="Fields of the input's text.")
+@click.option(
+    "--text-field", default="text", show_default=True, callback=parse_names, help="Fields of the input's text."
+)
 @click.option("--top-k", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Labels per text.")
-@_common
-def predict(run: Path, source: Path | None, out: Path | None, text: tuple[str, ...], text_field: tuple[str, ...],
-            top_k: int, as_json: bool) -> None:
+@common_options
+def predict(
+    run: Path,
+    source: Path | None,
+    out: Path | None,
+    text: tuple[str, ...],
+    text_field: tuple[str, ...],
+    top_k: int,
+    as_json: bool,
+) -> None:
     """Tag texts with label names and probabilities; needs the run folder only.
 
     \b
@@ -294,20 +285,25 @@ def predict(run: Path, source: Path | None, out: Path | None, text: tuple[str, .
     if source is not None:
         if out is None:
             raise UserError("--out: give the file for the predictions.")
-        count = predict_file(run, source, out, k=top_k, text_fields=text_field, report=_say)
-        _result({"out": str(out), "instances": count}, f"{count:,} instances tagged in {out}", as_json)
+        count = predict_file(run, source, out, k=top_k, text_fields=text_field, report=say)
+        show({"out": str(out), "instances": count}, f"{count:,} instances tagged in {out}", as_json)
         return
-    predictions = Predictor(run, report=_say)(text, top_k)
-    value = [{"text": t, "labels": [n for n, _ in p], "probabilities": [round(q, 6) for _, q in p]}
-             for t, p in zip(text, predictions, strict=True)]
-    shown = [line for t, p in zip(text, predictions, strict=True)
-             for line in (t, *(f"  {probability:6.3f}  {name}" for name, probability in p))]
-    _result(value, "\n".join(shown), as_json)
+    predictions = Predictor(run, report=say)(text, top_k)
+    value = [
+        {"text": t, "labels": [n for n, _ in p], "probabilities": [round(q, 6) for _, q in p]}
+        for t, p in zip(text, predictions, strict=True)
+    ]
+    shown = [
+        line
+        for t, p in zip(text, predictions, strict=True)
+        for line in (t, *(f"  {probability:6.3f}  {name}" for name, probability in p))
+    ]
+    show(value, "\n".join(shown), as_json)
 
 
 @main.command()
 @click.argument("path", type=FOLDER)
-@_common
+@common_options
 def inspect(path: Path, as_json: bool) -> None:
     """Say what a store, a run or a checkpoint holds.
 
@@ -317,12 +313,12 @@ def inspect(path: Path, as_json: bool) -> None:
     from elmo_stream.inspection import inspect as inspect_path
 
     value = inspect_path(path)
-    _result(value, _lines(value), as_json)
+    show(value, as_lines(value), as_json)
 
 
 @main.command()
 @click.argument("path", type=FOLDER)
-@_common
+@common_options
 def verify(path: Path, as_json: bool) -> None:
     """Compare every byte of a store, a run or a checkpoint with its checksums.
 
@@ -332,12 +328,12 @@ def verify(path: Path, as_json: bool) -> None:
     from elmo_stream.inspection import verify as verify_path
 
     value = verify_path(path)
-    _result(value, f"{path}: whole.\n{_lines(value)}", as_json)
+    show(value, f"{path}: whole.\n{as_lines(value)}", as_json)
 
 
 @main.command()
 @click.option("--out", type=FOLDER, default=Path("demo-run"), show_default=True, help="Folder for data and models.")
-@_common
+@common_options
 def demo(out: Path, as_json: bool) -> None:
     """Learn from the Python sources installed here which functions a described function calls.
 
@@ -349,12 +345,12 @@ def demo(out: Path, as_json: bool) -> None:
     """
     from elmo_stream.demo import run_demo
 
-    value, text = run_demo(out, report=_say)
-    _result(value, text, as_json)
+    value, text = run_demo(out, report=say)
+    show(value, text, as_json)
 
 
 @main.command()
-@_common
+@common_options
 def doctor(as_json: bool) -> None:
     """Say what this machine has for training, and what is missing.
 
@@ -364,7 +360,7 @@ def doctor(as_json: bool) -> None:
     from elmo_stream.doctor import render, report
 
     value = report()
-    _result(value, render(value), as_json)
+    show(value, render(value), as_json)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ MAX_CONFIG_BYTES = 1 << 20
 DEFAULT_ENCODER_LR = {"bag": 0.01, "transformer": 1e-4}
 
 
-def _key(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
-         high: float | None = None) -> Any:
+def _key(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
@@ -27,8 +28,11 @@ def _key(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float |
 class EncoderConfig:
     """Text -> embedding."""
 
-    kind: str = _key("bag", "bag: weighted bag of token embeddings; transformer: a Hugging Face encoder",
-                     choices=("bag", "transformer"))
+    kind: str = _key(
+        "bag",
+        "bag: weighted bag of token embeddings; transformer: a Hugging Face encoder",
+        choices=("bag", "transformer"),
+    )
     name: str = _key("", "transformer: hub name, folder or installed package; bag: one whose input embeddings start it")
     pooling: str = _key("mean", "transformer: mean over the tokens, or the first token", choices=("mean", "cls"))
     dim: int = _key(256, "bag: size of the embedding, a multiple of 16", low=16, high=65536)
@@ -45,8 +49,9 @@ class ClassifierConfig:
     """The labels x dim matrix, stored in chunks of labels."""
 
     format: str = _key("fp8", "storage of the weights", choices=("fp32", "bf16", "fp8"))
-    rounding: str = _key("stochastic", "how an updated weight is rounded to its format",
-                         choices=("stochastic", "kahan", "nearest"))
+    rounding: str = _key(
+        "stochastic", "how an updated weight is rounded to its format", choices=("stochastic", "kahan", "nearest")
+    )
     kahan_head: float = _key(0.0, "share of the most frequent labels that keep a Kahan compensation", low=0.0, high=1.0)
     loss: str = _key("bce", "loss per label", choices=("bce", "squared_hinge"))
     chunk_labels: int = _key(0, "labels per chunk, rounded up to a multiple of 1,024; 0 chooses", low=0)
@@ -61,16 +66,24 @@ class TrainConfig:
     batch: int = _key(256, "instances per step", low=1, high=1 << 20)
     epochs: int = _key(10, "passes over the training data", low=1, high=1_000_000)
     steps: int = _key(0, "steps in all; 0: as many as the epochs need", low=0)
-    validation: float = _key(0.02, "share of the training instances held out for validation (at most 10,000)",
-                             low=0.0, high=0.5)
+    validation: float = _key(
+        0.02, "share of the training instances held out for validation (at most 10,000)", low=0.0, high=0.5
+    )
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Learning rates and their schedule (both follow the same one)."""
 
-    encoder_lr: float = _key(0.0, "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 0.0001 for a transformer", low=0.0, high=100.0)
-    classifier_lr: float = _key(0.02, "peak learning rate of the classifier (SGD, summed gradients)", low=0.0, high=100.0)
+    encoder_lr: float = _key(
+        0.0,
+        "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 0.0001 for a transformer",
+        low=0.0,
+        high=100.0,
+    )
+    classifier_lr: float = _key(
+        0.02, "peak learning rate of the classifier (SGD, summed gradients)", low=0.0, high=100.0
+    )
     warmup_steps: int = _key(100, "steps of linear warm-up", low=0)
     schedule: str = _key("cosine", "learning rate after the warm-up", choices=("cosine", "linear", "constant"))
     weight_decay: float = _key(0.01, "decay of the encoder's matrices", low=0.0, high=10.0)
@@ -91,8 +104,9 @@ class LoaderConfig:
 
     workers: int = _key(1, "background threads; 0 reads in the training thread", low=0, high=256)
     prefetch: int = _key(2, "groups of batches prepared ahead", low=1, high=1024)
-    bucket: int = _key(16, "batches per group, within which instances of like length share a batch; 1: none",
-                       low=1, high=4096)
+    bucket: int = _key(
+        16, "batches per group, within which instances of like length share a batch; 1: none", low=1, high=4096
+    )
 
 
 @dataclass(frozen=True)

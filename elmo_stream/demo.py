@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elmo_stream.demo_baselines import baselines
+from elmo_stream.demo_baselines import baseline_precisions
 from elmo_stream.demo_corpus import build_corpus
 from elmo_stream.errors import ElmoStreamError
 from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
@@ -47,7 +47,9 @@ def run_demo(out: Path, *, report: Report = print) -> tuple[dict[str, Any], str]
         result = _run(out, report)
         result["seconds"] = round(time.monotonic() - begin, 1)
         write_json_durably(result_file, result)
-    answers = _command(["predict", str(out / "run"), *(part for query in QUERIES for part in ("--text", query))], report)
+    answers = _command(
+        ["predict", str(out / "run"), *(part for query in QUERIES for part in ("--text", query))], report
+    )
     return result, f"{_table(result)}\n\n{answers}"
 
 
@@ -58,19 +60,38 @@ def _run(out: Path, report: Report) -> dict[str, Any]:
         write_json_durably(out / "corpus.json", build_corpus(out))
     write_bytes_durably(config, CONFIG.encode())
     if not (store / "index.json").exists():
-        _command(["shard", str(out / "train.jsonl"), "--test", str(out / "test.jsonl"), "--out", str(store),
-                  "--tokenizer", TOKENIZER], report)
+        _command(
+            [
+                "shard",
+                str(out / "train.jsonl"),
+                "--test",
+                str(out / "test.jsonl"),
+                "--out",
+                str(store),
+                "--tokenizer",
+                TOKENIZER,
+            ],
+            report,
+        )
     killed_at = _train_and_kill(store, out / "run", config, report)
     _command(["resume", str(out / "run")], report)
     _command(["train", str(store), "--out", str(out / "uninterrupted"), "--config", str(config)], report)
     same = _final_files(out / "run") == _final_files(out / "uninterrupted")
-    report(f"killed at step {killed_at:,} and resumed, against uninterrupted: "
-           f"{'the same bytes' if same else 'DIFFERENT bytes'}")
+    report(
+        f"killed at step {killed_at:,} and resumed, against uninterrupted: "
+        f"{'the same bytes' if same else 'DIFFERENT bytes'}"
+    )
     model = json.loads(_command(["evaluate", str(out / "run"), "--json"], report))
     report("measuring popularity and 50 nearest neighbours ...")
-    return {"corpus": read_json(out / "corpus.json"), "killed_at_step": killed_at, "same_bytes": same,
-            "model": {f"P@{k}": model["metrics"][f"P@{k}"] for k in KS},
-            **baselines(out / "train.jsonl", out / "test.jsonl", ks=KS)}
+    return {
+        "corpus": read_json(out / "corpus.json"),
+        "killed_at_step": killed_at,
+        "same_bytes": same,
+        "percent": {
+            "elmo-stream (bag, fp8)": {f"P@{k}": round(100 * model["metrics"][f"P@{k}"], 2) for k in KS},
+            **baseline_precisions(out / "train.jsonl", out / "test.jsonl"),
+        },
+    }
 
 
 def _command(arguments: Sequence[str], report: Report) -> str:
@@ -99,8 +120,9 @@ def _train_and_kill(store: Path, run: Path, config: Path, report: Report) -> int
     finally:
         process.kill()
         process.wait()
-    report(f"killed (SIGKILL) after step {_last_step(run):,} of {plan['steps']:,}; "
-           f"checkpoints: {checkpoint_steps(run)}")
+    report(
+        f"killed (SIGKILL) after step {_last_step(run):,} of {plan['steps']:,}; checkpoints: {checkpoint_steps(run)}"
+    )
     return _last_step(run)
 
 
@@ -125,12 +147,17 @@ def _final_files(run: Path) -> dict[str, str]:
 
 
 def _table(result: dict[str, Any]) -> str:
-    names = {"model": "elmo-stream (bag, fp8)", "knn": "TF-IDF 50-NN", "popularity": "popularity"}
-    rows = [f"{names[key]:<24}" + "".join(f"{100 * result[key][f'P@{k}']:>8.2f}" for k in KS) for key in names]
+    rows = [
+        f"{name:<24}" + "".join(f"{values[f'P@{k}']:>8.2f}" for k in KS) for name, values in result["percent"].items()
+    ]
     corpus = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in result["corpus"].items())
     same = "the same bytes as" if result["same_bytes"] else "OTHER BYTES THAN"
-    return "\n".join([
-        f"corpus: {corpus}",
-        f"killed at step {result['killed_at_step']:,} and resumed: {same} the uninterrupted training",
-        f"all in {clock(result['seconds'])}",
-        " " * 24 + "".join(f"{f'P@{k}':>8}" for k in KS), *rows])
+    return "\n".join(
+        [
+            f"corpus: {corpus}",
+            f"killed at step {result['killed_at_step']:,} and resumed: {same} the uninterrupted training",
+            f"all in {clock(result['seconds'])}; percent of the test instances' labels:",
+            " " * 24 + "".join(f"{f'P@{k}':>8}" for k in KS),
+            *rows,
+        ]
+    )

@@ -1,7 +1,7 @@
 """Real text that every machine has: the functions of the installed Python environment.
 
-An instance is one function with a docstring. Its text is the function's name and docstring, its labels are the names
-of the functions that it calls. Nothing is downloaded, and no path of the machine enters a text.
+An instance is one function with a docstring. Its text is the function's name and docstring, its labels are
+the names of the functions that it calls. Nothing is downloaded, and no path of the machine enters a text.
 """
 
 import ast
@@ -37,17 +37,18 @@ class Function(NamedTuple):
 def build_corpus(out: Path, roots: list[Path] | None = None) -> dict[str, int]:
     """Write ``out/train.jsonl`` and ``out/test.jsonl`` from the Python sources below ``roots``.
 
-    Labels are kept that at least two instances and at most 2 % of them have; what then has no label is dropped.
-    An instance goes to a split by a hash of its text, so the same text never stands in both. The output depends only
-    on the sources, not on the number of processes.
+    Labels are kept that at least two instances and at most 2 % of them have; what then has no label is
+    dropped, and so are repetitions of the same text with the same labels. An instance goes to a split by a
+    hash of its text, so the same text never stands in both. The output depends only on the sources.
 
     Args:
         out: folder for the two files; made if missing.
         roots: source folders; by default the standard library and the installed packages of this interpreter.
 
     Returns:
-        Counts: ``files``, ``unreadable_files`` (not parsed, skipped), ``functions`` (distinct, with docstring and
-        calls), ``labels``, ``dropped`` (functions left without a label), ``train`` and ``test`` (instances).
+        Counts: ``files``, ``unreadable_files`` (not parsed, skipped), ``functions`` (distinct, with
+        docstring and calls), ``labels``, ``dropped`` (functions left without a label), ``train`` and
+        ``test`` (instances).
 
     Raises:
         UserError: the sources leave no training or no test instance.
@@ -69,7 +70,7 @@ def build_corpus(out: Path, roots: list[Path] | None = None) -> dict[str, int]:
             lines[split_of(function.text)].append(row + "\n")
     counts = {split: len(rows) for split, rows in lines.items()}
     if not all(counts.values()):
-        raise UserError(f"{len(paths)} Python files gave {counts} instances; the demo needs some in both splits.")
+        raise UserError(f"{len(paths)} Python files gave {counts} instances; both splits need some.")
     out.mkdir(parents=True, exist_ok=True)
     for split, rows in lines.items():
         write_bytes_durably(out / f"{split}.jsonl", "".join(rows).encode())
@@ -107,7 +108,8 @@ def functions_of(source: bytes) -> list[Function]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
-            labels = {_called_name(inner.func) for inner in ast.walk(node) if isinstance(inner, ast.Call)} - {""}
+            calls = (inner for inner in ast.walk(node) if isinstance(inner, ast.Call))
+            labels = {_called_name(call.func) for call in calls} - {""}
             if docstring and labels:
                 text = f"{node.name} {docstring}"[:MAX_TEXT_CHARS]
                 found.append(Function(text.encode(errors="replace").decode(), tuple(sorted(labels))))
@@ -123,14 +125,14 @@ def _called_name(called: ast.expr) -> str:
 def _source_files(roots: list[Path]) -> list[Path]:
     """Python files below each root, sorted by their path within it.
 
-    The standard library's folder often holds a ``site-packages`` that may belong to another environment: only the
-    roots themselves decide what is installed.
+    The standard library's folder often holds a ``site-packages`` that may belong to another environment: only
+    the roots themselves decide what is installed.
     """
+    foreign = {"site-packages", "dist-packages"}
     found: dict[Path, None] = {}
     for root in roots:
-        inside = [path.relative_to(root) for path in root.rglob("*.py")]
-        for path in sorted(path for path in inside if not {"site-packages", "dist-packages"} & set(path.parts)):
-            found[root / path] = None
+        inside = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+        found.update((root / path, None) for path in inside if foreign.isdisjoint(path.parts))
     return list(found)
 
 

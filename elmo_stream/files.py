@@ -104,6 +104,8 @@ def check_files(folder: Path, listed: dict[str, dict[str, Any]]) -> None:
             raise CorruptError(f"{path}: missing, though it is listed as part of {folder.name}.")
         size = path.stat().st_size
         if size != entry["bytes"]:
-            raise CorruptError(f"{path}: has {size} bytes where {entry['bytes']} were written; the file was cut or altered.")
+            raise CorruptError(
+                f"{path}: has {size} bytes where {entry['bytes']} were written; the file was cut or altered."
+            )
         if sha256_file(path) != entry["sha256"]:
             raise CorruptError(f"{path}: its checksum differs from the one written; the file is damaged.")

@@ -21,8 +21,10 @@ def kind_of(path: Path) -> str:
             return kind
     if path.name.startswith("step-") and path.is_dir():
         return "checkpoint"
-    raise UserError(f"{path}: neither a store, nor a run, nor a checkpoint"
-                    + (" (an unfinished conversion)." if (path / ".build").is_dir() else "."))
+    raise UserError(
+        f"{path}: neither a store, nor a run, nor a checkpoint"
+        + (" (an unfinished conversion)." if (path / ".build").is_dir() else ".")
+    )
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -30,23 +32,50 @@ def inspect(path: Path) -> dict[str, Any]:
     kind = kind_of(path)
     if kind == "store":
         index = StoreIndex.load(path)
-        splits = {name: {"instances": split.instances, "positives": split.positives, "tokens": split.tokens,
-                         "truncated": split.truncated, "dropped": split.dropped,
-                         "unseen_labels": split.unseen_labels, "shards": len(split.shards)}
-                  for name, split in index.splits.items()}
-        return {"kind": kind, "backend": index.backend, "fingerprint": index.fingerprint,
-                "labels": index.labels.count, "tokenizer": index.tokenizer.source,
-                "vocab_size": index.tokenizer.vocab_size, "max_length": index.tokenizer.max_length, "splits": splits}
+        splits = {
+            name: {
+                "instances": split.instances,
+                "positives": split.positives,
+                "tokens": split.tokens,
+                "truncated": split.truncated,
+                "dropped": split.dropped,
+                "unseen_labels": split.unseen_labels,
+                "shards": len(split.shards),
+            }
+            for name, split in index.splits.items()
+        }
+        return {
+            "kind": kind,
+            "backend": index.backend,
+            "fingerprint": index.fingerprint,
+            "labels": index.labels.count,
+            "tokenizer": index.tokenizer.source,
+            "vocab_size": index.tokenizer.vocab_size,
+            "max_length": index.tokenizer.max_length,
+            "splits": splits,
+        }
     if kind == "run":
         run = open_run(path)
-        return {"kind": kind, "store": run.info.store, "labels": run.info.labels, "instances": run.info.instances,
-                "validation_instances": run.info.validation_instances, "encoder": run.config.encoder.kind,
-                "classifier": run.config.classifier.format, "checkpoints": checkpoint_steps(path)}
+        return {
+            "kind": kind,
+            "store": run.info.store,
+            "labels": run.info.labels,
+            "instances": run.info.instances,
+            "validation_instances": run.info.validation_instances,
+            "encoder": run.config.encoder.kind,
+            "classifier": run.config.classifier.format,
+            "checkpoints": checkpoint_steps(path),
+        }
     checkpoint = Checkpoint(path)
     files = read_json(path / "manifest.json")["files"]
-    return {"kind": kind, "step": checkpoint.step, "total_steps": checkpoint.state["total_steps"],
-            "chunks": len(checkpoint.state["chunks"]), "bytes": sum(entry["bytes"] for entry in files.values()),
-            "environment": checkpoint.state["environment"]}
+    return {
+        "kind": kind,
+        "step": checkpoint.step,
+        "total_steps": checkpoint.state["total_steps"],
+        "chunks": len(checkpoint.state["chunks"]),
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "environment": checkpoint.state["environment"],
+    }
 
 
 def verify(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
 from elmo_stream.cli import main
 
 BAG = ["--set", "encoder.dim=32", "--set", "train.batch=256", "--steps", "4"]
@@ -36,17 +37,40 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fifty_rows_of_ones_own_go_all_the_way(tmp_path: Path) -> None:
-    rows = [{"headline": f"red apple number {i}" if i % 2 else f"blue sea number {i}", "body": "text",
-             "tags": ["fruit" if i % 2 else "water"]} for i in range(50)]
+    rows = [
+        {
+            "headline": f"red apple number {i}" if i % 2 else f"blue sea number {i}",
+            "body": "text",
+            "tags": ["fruit" if i % 2 else "water"],
+        }
+        for i in range(50)
+    ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store, folder = tmp_path / "store", tmp_path / "run"
-    result = _run("shard", tmp_path / "mine.jsonl", "--out", store, "--text-field", "headline,body", "--label-field",
-                  "tags", "--tokenizer", "train:100", "--workers", 1, "--json")
+    result = _run(
+        "shard",
+        tmp_path / "mine.jsonl",
+        "--out",
+        store,
+        "--text-field",
+        "headline,body",
+        "--label-field",
+        "tags",
+        "--tokenizer",
+        "train:100",
+        "--workers",
+        1,
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert summary["train"]["instances"] == 50 and summary["labels"] == 2
-    assert _run("train", store, "--out", folder, "--epochs", 40, "--set", "train.batch=10", "--set",
-                "encoder.dim=16").exit_code == 0
+    assert (
+        _run(
+            "train", store, "--out", folder, "--epochs", 40, "--set", "train.batch=10", "--set", "encoder.dim=16"
+        ).exit_code
+        == 0
+    )
     shutil.rmtree(store)
     (tmp_path / "new.jsonl").write_text('{"text": "an apple"}\n{"text": "the sea"}\n')
     answer = _run("predict", folder, "--text", "a red apple", "--text", "the blue sea", "--top-k", 1, "--json")
@@ -74,8 +98,13 @@ def test_a_run_folder_is_laid_out_as_promised(run: Path) -> None:
     for name in ("config.toml", "metrics.jsonl", "labels", "tokenizer", "tensorboard"):
         assert (run / name).exists()
     checkpoint = run / "checkpoints" / "step-00000004"
-    for name in ("manifest.json", "state.json", "encoder.safetensors", "optimizer.safetensors",
-                 "classifier/chunk-00000.safetensors"):
+    for name in (
+        "manifest.json",
+        "state.json",
+        "encoder.safetensors",
+        "optimizer.safetensors",
+        "classifier/chunk-00000.safetensors",
+    ):
         assert (checkpoint / name).is_file()
 
 
@@ -89,8 +118,17 @@ def test_resume_of_a_finished_run_says_so(run: Path) -> None:
 def test_dry_run_prints_every_key_and_trains_nothing(store: Path, tmp_path: Path) -> None:
     result = _run("train", store, "--dry-run", "--set", "seed=4")
     assert result.exit_code == 0, result.output
-    for key in ("seed = 4", "[encoder]", "[classifier]", "chunk_labels", "[optimizer]", "[checkpoint]", "[loader]",
-                "threads", "classifier weights"):
+    for key in (
+        "seed = 4",
+        "[encoder]",
+        "[classifier]",
+        "chunk_labels",
+        "[optimizer]",
+        "[checkpoint]",
+        "[loader]",
+        "threads",
+        "classifier weights",
+    ):
         assert key in result.stdout
     value = json.loads(_run("train", store, "--dry-run", "--json").stdout)
     assert value["plan"]["labels"] == value["plan"]["memory"]["classifier exponents"]
@@ -115,29 +153,34 @@ def test_verify_names_the_damaged_file_with_exit_code_74(store: Path, run: Path,
         _assert_refused(_run("verify", copy), Path(name).name, code=74)
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ('{"text": "a", "labels": "b"}', ["list of strings"]),
-    ('{"text": "a", "labels": [1]}', ["label 1"]),
-    ('{"text": "a", "labels": [""]}', ["empty"]),
-    ('{"text": "a", "labels": null}', ["labels"]),
-    ('{"text": "a"}', ["labels", "missing"]),
-    ('{"labels": ["b"]}', ["text", "missing"]),
-    ('{"text": 3, "labels": ["b"]}', ["text"]),
-    ('{"text": "a", "text": "b", "labels": ["b"]}', ["twice"]),
-    ('{"text": "a", "labels": ["b"]', ["JSON"]),
-    ('["a"]', ["a list"]),
-    ('"text"', ["a string"]),
-    ("plain text", ["JSON"]),
-    ("", ["blank"]),
-    ("\x00", ["JSON"]),
-    ("[" * 100_000, ["nested"]),
-    ('{"text": "\\ud800", "labels": ["b"]}', ["surrogate"]),
-    ('{"text": "a", "labels": ["\\udfff"]}', ["surrogate"]),
-    ('{"text": "a", "labels": ["' + "x" * 5000 + '"]}', ["4096"]),
-    ('{"text": "a", "labels": {"b": 1}}', ["list"]),
-    (b'{"text": "caf\xe9", "labels": ["b"]}', ["UTF-8"]),
-])
-def test_a_bad_line_is_refused_with_file_and_line_and_nothing_stays(tmp_path: Path, line: str | bytes, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "a", "labels": "b"}', ["list of strings"]),
+        ('{"text": "a", "labels": [1]}', ["label 1"]),
+        ('{"text": "a", "labels": [""]}', ["empty"]),
+        ('{"text": "a", "labels": null}', ["labels"]),
+        ('{"text": "a"}', ["labels", "missing"]),
+        ('{"labels": ["b"]}', ["text", "missing"]),
+        ('{"text": 3, "labels": ["b"]}', ["text"]),
+        ('{"text": "a", "text": "b", "labels": ["b"]}', ["twice"]),
+        ('{"text": "a", "labels": ["b"]', ["JSON"]),
+        ('["a"]', ["a list"]),
+        ('"text"', ["a string"]),
+        ("plain text", ["JSON"]),
+        ("", ["blank"]),
+        ("\x00", ["JSON"]),
+        ("[" * 100_000, ["nested"]),
+        ('{"text": "\\ud800", "labels": ["b"]}', ["surrogate"]),
+        ('{"text": "a", "labels": ["\\udfff"]}', ["surrogate"]),
+        ('{"text": "a", "labels": ["' + "x" * 5000 + '"]}', ["4096"]),
+        ('{"text": "a", "labels": {"b": 1}}', ["list"]),
+        (b'{"text": "caf\xe9", "labels": ["b"]}', ["UTF-8"]),
+    ],
+)
+def test_a_bad_line_is_refused_with_file_and_line_and_nothing_stays(
+    tmp_path: Path, line: str | bytes, words: list[str]
+) -> None:
     good = b'{"text": "good", "labels": ["b"]}\n'
     path = tmp_path / "bad.jsonl"
     path.write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b"\n" + good)
@@ -146,7 +189,9 @@ def test_a_bad_line_is_refused_with_file_and_line_and_nothing_stays(tmp_path: Pa
     assert not (tmp_path / "store" / "index.json").exists()
 
 
-def test_every_misspelt_argument_of_a_session_is_refused_with_what_to_do(store: Path, run: Path, tmp_path: Path) -> None:
+def test_every_misspelt_argument_of_a_session_is_refused_with_what_to_do(
+    store: Path, run: Path, tmp_path: Path
+) -> None:
     text = tmp_path / "a.jsonl"
     text.write_text('{"text": "a", "labels": ["b"]}\n')
     new = tmp_path / "new"
@@ -170,8 +215,10 @@ def test_every_misspelt_argument_of_a_session_is_refused_with_what_to_do(store: 
         (["train", store, "--out", new, "--epochs", "1", "--steps", "1"], ["exclude"]),
         (["train", store, "--out", new, "--config", tmp_path / "no.toml"], ["no.toml"]),
         (["train", store, "--out", new, "--set", "train.bacth=2"], ["train.batch"]),
-        (["train", store, "--out", new, "--set", "encoder.kind=transformer", "--set", "encoder.name=no-such-model"],
-         ["encoder.name", "no-such-model"]),
+        (
+            ["train", store, "--out", new, "--set", "encoder.kind=transformer", "--set", "encoder.name=no-such-model"],
+            ["encoder.name", "no-such-model"],
+        ),
         (["resume", new], ["not a run"]),
         (["evaluate", new], ["not a run"]),
         (["evaluate", run, "--split", "tset"], ["tset", "train, test"]),
@@ -192,8 +239,19 @@ def test_every_misspelt_argument_of_a_session_is_refused_with_what_to_do(store: 
 
 
 def test_a_tokenizer_that_is_not_the_encoders_is_refused(store: Path, tmp_path: Path, bert_of_others: Path) -> None:
-    _assert_refused(_run("train", store, "--out", tmp_path / "run", "--set", "encoder.kind=transformer", "--set",
-                         f"encoder.name={json.dumps(str(bert_of_others))}"), "--tokenizer")
+    _assert_refused(
+        _run(
+            "train",
+            store,
+            "--out",
+            tmp_path / "run",
+            "--set",
+            "encoder.kind=transformer",
+            "--set",
+            f"encoder.name={json.dumps(str(bert_of_others))}",
+        ),
+        "--tokenizer",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +260,9 @@ def bert_of_others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("others") / "bert"
-    BertModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=1,
-                         intermediate_size=16)).save_pretrained(folder)
+    BertModel(
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    ).save_pretrained(folder)
     Tokenizer(models.WordLevel({"[UNK]": 0, "other": 1}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
     return folder
 
@@ -245,8 +304,9 @@ def test_parquet_output_reads_back(run: Path, corpus: Path, tmp_path: Path) -> N
     assert len(table) == 200 and all(len(row["labels"]) == 3 for row in table)
 
 
-@pytest.mark.parametrize("verb", ["shard", "plan", "train", "resume", "evaluate", "predict", "inspect", "verify", "demo",
-                                  "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["shard", "plan", "train", "resume", "evaluate", "predict", "inspect", "verify", "demo", "doctor"]
+)
 def test_each_verbs_help_shows_an_example(verb: str) -> None:
     result = _run(verb, "--help")
     assert result.exit_code == 0
@@ -255,8 +315,12 @@ def test_each_verbs_help_shows_an_example(verb: str) -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    process = subprocess.run([sys.executable, "-m", "elmo_stream", "resume", str(tmp_path), "--debug"],
-                             capture_output=True, text=True, env=dict(os.environ))
+    process = subprocess.run(
+        [sys.executable, "-m", "elmo_stream", "resume", str(tmp_path), "--debug"],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+    )
     assert "Traceback" in process.stderr
 
 

@@ -9,8 +9,10 @@ from elmo_stream.errors import UserError
 
 
 def test_a_written_configuration_reads_back_as_itself(tmp_path: Path) -> None:
-    config = load_config(None, ["train.batch=7", 'encoder.name="a \\"quoted\\" näme"', "encoder.dropout=0",
-                                "encoder.frozen=true", "seed=12"])
+    config = load_config(
+        None,
+        ["train.batch=7", 'encoder.name="a \\"quoted\\" näme"', "encoder.dropout=0", "encoder.frozen=true", "seed=12"],
+    )
     for comments in (False, True):
         (tmp_path / "config.toml").write_text(config.to_toml(comments=comments), encoding="utf-8")
         assert load_config(tmp_path / "config.toml") == config
@@ -23,35 +25,47 @@ def test_overrides_win_over_the_file_and_words_need_no_quotes(tmp_path: Path) ->
     assert config.optimizer.encoder_lr == 1.0
 
 
-@pytest.mark.parametrize(("override", "key"), [
-    ("train.bach=3", "train.batch"),
-    ("trian.batch=3", "train"),
-    ("train.batch=many", "train.batch"),
-    ("train.batch=0", "train.batch"),
-    ("train.batch=2.5", "train.batch"),
-    ("train.batch=true", "train.batch"),
-    ("train=3", "train"),
-    ("seed=-1", "seed"),
-    ("seed.x=1", "seed"),
-    ("train.batch", "KEY=VALUE"),
-    ("encoder.kind=lstm", "encoder.kind"),
-    ("encoder.kind=transformer", "encoder.name"),
-    ("encoder.dim=100", "encoder.dim"),
-    ("encoder.dropout=nan", "encoder.dropout"),
-    ("encoder.dropout=1.5", "encoder.dropout"),
-    ("classifier.format=fp4", "classifier.format"),
-    ("classifier.loss=softmax", "classifier.loss"),
-    ("optimizer.classifier_lr=inf", "optimizer.classifier_lr"),
-    ("checkpoint.keep=1", "checkpoint.keep"),
-    ("checkpoint.every_minutes=0", "checkpoint.every_minutes"),
-])
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("train.bach=3", "train.batch"),
+        ("trian.batch=3", "train"),
+        ("train.batch=many", "train.batch"),
+        ("train.batch=0", "train.batch"),
+        ("train.batch=2.5", "train.batch"),
+        ("train.batch=true", "train.batch"),
+        ("train=3", "train"),
+        ("seed=-1", "seed"),
+        ("seed.x=1", "seed"),
+        ("train.batch", "KEY=VALUE"),
+        ("encoder.kind=lstm", "encoder.kind"),
+        ("encoder.kind=transformer", "encoder.name"),
+        ("encoder.dim=100", "encoder.dim"),
+        ("encoder.dropout=nan", "encoder.dropout"),
+        ("encoder.dropout=1.5", "encoder.dropout"),
+        ("classifier.format=fp4", "classifier.format"),
+        ("classifier.loss=softmax", "classifier.loss"),
+        ("optimizer.classifier_lr=inf", "optimizer.classifier_lr"),
+        ("checkpoint.keep=1", "checkpoint.keep"),
+        ("checkpoint.every_minutes=0", "checkpoint.every_minutes"),
+    ],
+)
 def test_a_bad_value_is_refused_with_its_key(override: str, key: str) -> None:
     with pytest.raises(UserError, match="(?s)" + key.replace(".", r"\.")):
         load_config(None, [override])
 
 
-@pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe", b"[train]\nbatch = 'x'\n", b"[[train]]\nbatch = 1\n",
-                                     b"[unknown]\na = 1\n", b"a = " + b"[" * 5000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"seed = ",
+        b"\xff\xfe",
+        b"[train]\nbatch = 'x'\n",
+        b"[[train]]\nbatch = 1\n",
+        b"[unknown]\na = 1\n",
+        b"a = " + b"[" * 5000,
+    ],
+)
 def test_a_bad_file_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)

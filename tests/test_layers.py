@@ -134,8 +134,7 @@ def test_a_library_that_may_be_exchanged_stays_in_its_room(library: str) -> None
     wrong = [
         str(found)
         for found in IMPORTS
-        if found.target.split(".")[0] == library
-        and not any(fnmatch(found.module, room) for room in ROOMS[library])
+        if found.target.split(".")[0] == library and not any(fnmatch(found.module, room) for room in ROOMS[library])
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -147,11 +146,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     ]
     declared = {text.partition(";")[0].partition("[")[0].partition(">")[0].strip() for text in requirements}
     needed = {str(found): name for found in IMPORTS if (name := _third_party(found.target))}
-    wrong = [
-        found
-        for found, name in needed.items()
-        if DISTRIBUTION.get(name, name.replace("_", "-")) not in declared
-    ]
+    wrong = [found for found, name in needed.items() if DISTRIBUTION.get(name, name.replace("_", "-")) not in declared]
     assert not wrong, "\n".join(wrong)
 
 
@@ -182,9 +177,7 @@ def test_the_folder_kernels_is_no_package() -> None:
 
 def test_no_source_file_is_longer_than_a_reader_can_hold() -> None:
     folders = [ROOT / name for name in ("elmo_stream", "kernels", "tools", "tests")]
-    lengths = {
-        path: len(path.read_bytes().splitlines()) for folder in folders for path in folder.rglob("*.py")
-    }
+    lengths = {path: len(path.read_bytes().splitlines()) for folder in folders for path in folder.rglob("*.py")}
     assert {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
 
 

@@ -1,10 +1,14 @@
 """One training batch: padded token ids and the positive labels in the order in which the kernels read them."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from elmo_stream.data.store import Shard
 
 PAD_MULTIPLE = 8
 
@@ -25,7 +29,7 @@ class Positives:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """token_ids_BT: int64, padded with ``pad_id``; mask_BT: bool, true on tokens; instance_B: int64 rows of the split."""
+    """token_ids_BT: int64, padded; mask_BT: bool, true on tokens; instance_B: int64, rows of the split."""
 
     token_ids_BT: Tensor
     mask_BT: Tensor
@@ -45,47 +49,24 @@ class Batch:
         return replace(self, token_ids_BT=move(self.token_ids_BT), mask_BT=move(self.mask_BT), positives=moved)
 
 
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Rows of unequal length: row i is ``values[offsets[i]:offsets[i + 1]]``."""
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    def take(self, rows: np.ndarray) -> "Ragged":
-        """The given rows in the given order."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(self.values[source], offsets)
-
-
-def concatenate(parts: list[Ragged]) -> Ragged:
-    """The rows of several ragged arrays, one after the other."""
-    lengths = np.concatenate([part.lengths for part in parts])
-    return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
-
-
-def pad(tokens: Ragged, pad_id: int) -> tuple[Tensor, Tensor]:
+def pad(tokens: NDArray[Any], offsets: NDArray[np.int64], pad_id: int) -> tuple[Tensor, Tensor]:
     """(token_ids_BT int64, mask_BT bool), T rounded up to a multiple of 8 so that few shapes occur."""
-    lengths = tokens.lengths
+    lengths = np.diff(offsets)
     longest = max(1, int(lengths.max(initial=0)))
     width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
     mask = np.arange(width) < lengths[:, None]
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
-    ids[mask] = tokens.values
+    ids[mask] = tokens
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def sort_positives(labels: Ragged, *, num_labels: int, block_labels: int) -> Positives:
+def sort_positives(
+    labels: NDArray[np.int64], offsets: NDArray[np.int64], *, num_labels: int, block_labels: int
+) -> Positives:
     """Order the labels of a batch by label, then instance, with a pointer per block of labels."""
-    instance = np.repeat(np.arange(len(labels.offsets) - 1), labels.lengths)
-    order = np.lexsort((instance, labels.values))
-    label = labels.values[order].astype(np.int64)
+    instance = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    order = np.lexsort((instance, labels))
+    label = labels[order]
     blocks = -(-num_labels // block_labels)
     block_ptr = np.searchsorted(label, np.arange(blocks + 1) * block_labels)
     return Positives(
@@ -96,9 +77,8 @@ def sort_positives(labels: Ragged, *, num_labels: int, block_labels: int) -> Pos
     )
 
 
-def make_batch(tokens: Ragged, labels: Ragged, instances: np.ndarray, *, pad_id: int, num_labels: int,
-               block_labels: int) -> Batch:
+def make_batch(rows: Shard, instances: NDArray[np.int64], *, pad_id: int, num_labels: int, block_labels: int) -> Batch:
     """Assemble a batch from its rows."""
-    token_ids_BT, mask_BT = pad(tokens, pad_id)
-    positives = sort_positives(labels, num_labels=num_labels, block_labels=block_labels)
+    token_ids_BT, mask_BT = pad(rows.tokens, rows.token_offsets, pad_id)
+    positives = sort_positives(rows.labels, rows.label_offsets, num_labels=num_labels, block_labels=block_labels)
     return Batch(token_ids_BT, mask_BT, torch.from_numpy(instances), positives)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from elmo_stream.config import LoaderConfig
-from elmo_stream.data.batch import Batch, Ragged, concatenate, make_batch
+from elmo_stream.data.batch import Batch, make_batch
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS, ShuffledOrder, StoredOrder, batch_permutation
-from elmo_stream.data.store import Shard, open_store
+from elmo_stream.data.store import Shard, concatenate, open_store
 from elmo_stream.errors import UserError
 
 STATE_VERSION = 1
@@ -66,8 +66,18 @@ class StreamLoader:
         CorruptError: a shard is damaged; names it.
     """
 
-    def __init__(self, store: Path, *, split: str = "train", rows: tuple[int, int] | None = None, batch: int,
-                 seed: int = 0, shuffle: bool = True, block_labels: int, config: LoaderConfig) -> None:
+    def __init__(
+        self,
+        store: Path,
+        *,
+        split: str = "train",
+        rows: tuple[int, int] | None = None,
+        batch: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        block_labels: int,
+        config: LoaderConfig,
+    ) -> None:
         self._index = StoreIndex.load(store)
         if split not in self._index.splits:
             raise UserError(f"{store}: has no split {split!r}; it has {', '.join(self._index.splits)}.")
@@ -95,9 +105,16 @@ class StreamLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the batch handed out last: plain integers and the store's fingerprint."""
-        return {"version": STATE_VERSION, "store": self._index.fingerprint, "seed": self._seed, "epoch": self._epoch,
-                "instances_seen": self._seen, "instances": self.instances, "batch": self._batch,
-                "bucket": self._config.bucket}
+        return {
+            "version": STATE_VERSION,
+            "store": self._index.fingerprint,
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "instances_seen": self._seen,
+            "instances": self.instances,
+            "batch": self._batch,
+            "bucket": self._config.bucket,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; the next batch is the one that would have come.
@@ -110,8 +127,10 @@ class StreamLoader:
         mine = self.state_dict()
         for key in ("version", "store", "seed", "instances", "batch", "bucket"):
             if state.get(key) != mine[key]:
-                raise UserError(f"The checkpoint was made with loader {key} = {state.get(key)!r}, this run has "
-                                f"{mine[key]!r}; resume with the store and configuration it was trained with.")
+                raise UserError(
+                    f"The checkpoint was made with loader {key} = {state.get(key)!r}, this run has "
+                    f"{mine[key]!r}; resume with the store and configuration it was trained with."
+                )
         self._epoch, self._seen = int(state["epoch"]), int(state["instances_seen"])
 
     def __iter__(self) -> Iterator[Batch]:
@@ -172,8 +191,10 @@ class StreamLoader:
     def _build_group(self, epoch: int, group: int, order: ShuffledOrder | StoredOrder) -> list[Batch]:
         size = self._batch * self._config.bucket
         ids = order.ids(group * size, (group + 1) * size)
-        tokens, labels = self._read_rows(ids)
-        by_length = np.argsort(tokens.lengths, kind="stable") if self._config.bucket > 1 else np.arange(len(ids))
+        rows = self._read_rows(ids)
+        by_length = np.arange(len(ids))
+        if self._config.bucket > 1:
+            by_length = np.argsort(np.diff(rows.token_offsets), kind="stable")
         pieces = [by_length[start : start + self._batch] for start in range(0, len(ids), self._batch)]
         # A short batch stays last, so that a position is a number of whole batches.
         whole = len(ids) // self._batch
@@ -181,23 +202,24 @@ class StreamLoader:
             turn = batch_permutation(whole, seed=self._seed, epoch=epoch, group=group)
             pieces = [pieces[i] for i in turn] + pieces[whole:]
         return [
-            make_batch(tokens.take(rows), labels.take(rows), ids[rows], pad_id=self._index.tokenizer.pad_id,
-                       num_labels=self._index.labels.count, block_labels=self._block_labels)
-            for rows in pieces
+            make_batch(
+                rows.take(piece),
+                ids[piece],
+                pad_id=self._index.tokenizer.pad_id,
+                num_labels=self._index.labels.count,
+                block_labels=self._block_labels,
+            )
+            for piece in pieces
         ]
 
-    def _read_rows(self, ids: np.ndarray) -> tuple[Ragged, Ragged]:
+    def _read_rows(self, ids: np.ndarray) -> Shard:
         shard_of = np.searchsorted(self._shard_start, ids, side="right") - 1
-        tokens, labels, places = [], [], []
+        parts, places = [], []
         for number in np.unique(shard_of):
             place = np.flatnonzero(shard_of == number)
-            rows = ids[place] - self._shard_start[number]
-            shard = self._cache.get(int(number))
-            tokens.append(Ragged(shard.tokens, shard.token_offsets).take(rows))
-            labels.append(Ragged(shard.labels, shard.label_offsets).take(rows))
+            parts.append(self._cache.get(int(number)).take(ids[place] - self._shard_start[number]))
             places.append(place)
-        back = np.argsort(np.concatenate(places), kind="stable")
-        return concatenate(tokens).take(back), concatenate(labels).take(back)
+        return concatenate(parts).take(np.argsort(np.concatenate(places), kind="stable"))
 
     def close(self) -> None:
         """End the background threads; a second call does nothing."""
@@ -208,6 +230,7 @@ class StreamLoader:
     def __enter__(self) -> "StreamLoader":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

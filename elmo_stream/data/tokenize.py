@@ -6,7 +6,6 @@ and without a network.
 """
 
 import hashlib
-import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -21,6 +20,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from elmo_stream.data.store import offsets_of, token_dtype
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
+from elmo_stream.pretrained import find_pretrained
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 TRAINING_TEXTS = 100_000
@@ -157,7 +157,7 @@ def open_tokenizer(spec: str, max_length: int, corpus_texts: Iterable[str] = ())
         return _train(spec, max_length, corpus_texts)
     if Path(spec).is_dir():
         return _open_folder(Path(spec), Path(spec).resolve().name, max_length)
-    folder = _package_folder(spec)
+    folder = find_pretrained(spec, TOKENIZER_FILE)
     return _open_folder(folder, spec, max_length) if folder else _open_hub(spec, max_length)
 
 
@@ -208,21 +208,6 @@ def _open_folder(folder: Path, source: str, max_length: int) -> Tokenizer:
     except Exception as error:  # the Rust library raises plain Exception
         raise UserError(f"{path}: not a tokenizer in the format of Hugging Face tokenizers ({error}).") from error
     return Tokenizer(inner, kind="pretrained", source=source, max_length=max_length)
-
-
-def _package_folder(name: str) -> Path | None:
-    """Where an installed package ships a tokenizer, found without importing the package."""
-    module = name.replace("-", "_")
-    try:
-        found = importlib.util.find_spec(module) if module.isidentifier() else None
-    except (ImportError, ValueError):
-        return None
-    places = list(found.submodule_search_locations or ()) if found else []
-    folders = sorted({path.parent for place in places for path in Path(place).rglob(TOKENIZER_FILE)})
-    if len(folders) > 1:
-        listed = ", ".join(str(folder) for folder in folders)
-        raise UserError(f"--tokenizer {name}: the package ships several tokenizers; give one of the folders {listed}.")
-    return folders[0] if folders else None
 
 
 def _open_hub(name: str, max_length: int) -> Tokenizer:

@@ -46,8 +46,17 @@ class ChunkedClassifier:
         UserError: ``dim`` is no multiple of 16.
     """
 
-    def __init__(self, num_labels: int, dim: int, config: ClassifierConfig, *, prior: float, seed: int,
-                 device: torch.device, weights: RowReader | None = None) -> None:
+    def __init__(
+        self,
+        num_labels: int,
+        dim: int,
+        config: ClassifierConfig,
+        *,
+        prior: float,
+        seed: int,
+        device: torch.device,
+        weights: RowReader | None = None,
+    ) -> None:
         if dim % 16:
             raise UserError(f"The embedding has {dim} features; the classifier needs a multiple of 16.")
         self.num_labels, self.dim = num_labels, dim
@@ -59,20 +68,28 @@ class ChunkedClassifier:
         self._rounding = "stochastic" if config.rounding == "kahan" else config.rounding
         # Counts of saturated and of non-finite new weights; read by the trainer when it reports, not in a step.
         self.flags = torch.zeros(2, dtype=torch.int64, device=device)
-        self.chunks = [self._make(first, last, weights) for first, last in
-                       plan_chunks(num_labels, config.chunk_labels)]
+        self.chunks = [self._make(first, last, weights) for first, last in plan_chunks(num_labels, config.chunk_labels)]
 
     def _make(self, first: int, last: int, weights: RowReader | None) -> ChunkWeights:
         kahan_rows = max(0, min(self._kahan_labels, last) - first)
-        chunk = elmo_kernels.make_chunk(self._config.format, last - first, self.dim, first, seed=self._seed,
-                                        std=self._config.init_std, kahan_rows=kahan_rows, device=self._device)
+        chunk = elmo_kernels.make_chunk(
+            self._config.format,
+            last - first,
+            self.dim,
+            first,
+            seed=self._seed,
+            std=self._config.init_std,
+            kahan_rows=kahan_rows,
+            device=self._device,
+        )
         if weights is not None:
             for name, tensor in chunk_tensors(chunk).items():
                 tensor.copy_(weights(name, first, first + len(tensor)))
         return chunk
 
-    def train_step(self, x_BD: Tensor, positives: Any, *, lr: float, step: int,
-                   want_loss: bool = False) -> tuple[Tensor, Tensor | None]:
+    def train_step(
+        self, x_BD: Tensor, positives: Any, *, lr: float, step: int, want_loss: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Update all weights with one batch and return what the encoder's backward pass needs.
 
         Args:
@@ -87,12 +104,23 @@ class ChunkedClassifier:
         dx_BD = torch.zeros_like(x_BD)
         total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
         for chunk in self.chunks:
-            g_LB, loss = elmo_kernels.logit_grad(chunk, x_BD, positives, loss=self._config.loss,
-                                                prior=self._prior, want_loss=want_loss)
+            g_LB, loss = elmo_kernels.logit_grad(
+                chunk, x_BD, positives, loss=self._config.loss, prior=self._prior, want_loss=want_loss
+            )
             if total is not None and loss is not None:
                 total += loss
-            elmo_kernels.update_(chunk, g_LB, x_BD, dx_BD, lr=lr, weight_decay=self._config.weight_decay,
-                                 rounding=self._rounding, seed=self._seed, step=step, flags=self.flags)
+            elmo_kernels.update_(
+                chunk,
+                g_LB,
+                x_BD,
+                dx_BD,
+                lr=lr,
+                weight_decay=self._config.weight_decay,
+                rounding=self._rounding,
+                seed=self._seed,
+                step=step,
+                flags=self.flags,
+            )
         return dx_BD, total
 
     def topk(self, x_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:

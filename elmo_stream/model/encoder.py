@@ -57,13 +57,13 @@ class BagEncoder(nn.Module):
 
 
 def _residual_mlp(dim: int, hidden: int, generator: torch.Generator) -> nn.Module:
-    mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+    up, down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
     with torch.no_grad():
-        for layer in (mlp[0], mlp[2]):
-            layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
-            layer.bias.zero_()
-        mlp[2].weight.mul_(0.1)
-    return mlp
+        up.weight.normal_(0, dim**-0.5, generator=generator)
+        down.weight.normal_(0, 0.1 * hidden**-0.5, generator=generator)
+        up.bias.zero_()
+        down.bias.zero_()
+    return nn.Sequential(up, nn.GELU(), down)
 
 
 def _unit_mean_square(x_BD: Tensor) -> Tensor:
@@ -73,15 +73,15 @@ def _unit_mean_square(x_BD: Tensor) -> Tensor:
 class TransformerEncoder(nn.Module):
     """A Hugging Face encoder with mean or first-token pooling; keeps no hidden states but the last."""
 
-    def __init__(self, model: nn.Module, pooling: str, checkpointing: bool) -> None:
+    def __init__(self, model: Any, pooling: str, checkpointing: bool) -> None:
         super().__init__()
-        self.model: Any = model
-        self.dim = int(self.model.config.hidden_size)
+        self.dim = int(model.config.hidden_size)
         self._pooling = pooling
-        if hasattr(self.model, "pooler"):
-            self.model.pooler = None
+        if hasattr(model, "pooler"):
+            model.pooler = None
         if checkpointing:
-            self.model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable()
+        self.model = model
 
     def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool."""
@@ -93,9 +93,10 @@ class TransformerEncoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The trained text encoder: a bag or a transformer, scaled to unit mean square, then dropout; its output is FP32.
+    """The trained text encoder: a bag or a transformer, scaled to unit mean square, then dropout.
 
-    The scaling lets one learning rate of the classifier fit every encoder. Dropout draws from torch's global generator, which the trainer seeds from (run seed, step).
+    The scaling lets one learning rate of the classifier fit every encoder. Dropout draws from torch's global generator,
+    which the trainer seeds from (run seed, step).
     """
 
     def __init__(self, body: BagEncoder | TransformerEncoder, config: EncoderConfig) -> None:
@@ -112,9 +113,7 @@ class Encoder(nn.Module):
         return functional.dropout(x_BD, self._dropout, self.training)
 
 
-def create_encoder(
-    config: EncoderConfig, *, vocab_size: int, max_length: int, tokenizer: Path, seed: int
-) -> Encoder:
+def create_encoder(config: EncoderConfig, *, vocab_size: int, max_length: int, tokenizer: Path, seed: int) -> Encoder:
     """A new encoder, pretrained where ``config.name`` says so; ``tokenizer`` is the store's ``tokenizer.json``.
 
     Raises:
@@ -128,8 +127,10 @@ def create_encoder(
     if config.name:
         table_VD = _load_pretrained(config.name, tokenizer).get_input_embeddings().weight.detach()
         if table_VD.shape[1] != config.dim:
-            raise UserError(f"encoder.dim is {config.dim}, but the embeddings of {config.name} have "
-                            f"{table_VD.shape[1]} features; set encoder.dim={table_VD.shape[1]}.")
+            raise UserError(
+                f"encoder.dim is {config.dim}, but the embeddings of {config.name} have "
+                f"{table_VD.shape[1]} features; set encoder.dim={table_VD.shape[1]}."
+            )
         with torch.no_grad():
             body.embedding_VD[:vocab_size] = table_VD[:vocab_size]
     return Encoder(body, config)
@@ -161,12 +162,19 @@ def _load_pretrained(name: str, tokenizer: Path) -> Any:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     folder = find_pretrained(name, "config.json")
     try:
-        model = AutoModel.from_pretrained(folder or name, dtype=torch.float32, use_safetensors=True,
-                                          trust_remote_code=False, local_files_only=folder is not None)
+        model = AutoModel.from_pretrained(
+            folder or name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=folder is not None,
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"encoder.name: {name!r} is neither a model folder, nor an installed package that ships one, "
-                        f"nor a model on the hub that can be reached: {reason}") from error
+        raise UserError(
+            f"encoder.name: {name!r} is neither a model folder, nor an installed package that ships one, "
+            f"nor a model on the hub that can be reached: {reason}"
+        ) from error
     _check_tokenizer(name, folder, tokenizer)
     return model
 
@@ -176,5 +184,6 @@ def _check_tokenizer(name: str, folder: Path | None, tokenizer: Path) -> None:
 
     own = folder / "tokenizer.json" if folder else cached_file(name, "tokenizer.json")
     if json.loads(Path(own).read_bytes())["model"] != json.loads(tokenizer.read_bytes())["model"]:
-        raise UserError(f"encoder.name: the store was not tokenized for {name!r}; "
-                        f"shard the data with --tokenizer {name}.")
+        raise UserError(
+            f"encoder.name: the store was not tokenized for {name!r}; shard the data with --tokenizer {name}."
+        )

@@ -34,8 +34,15 @@ def checkpoint_steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def save_checkpoint(run: Path, step: int, *, state: dict[str, Any], encoder: dict[str, Tensor],
-                    optimizer: dict[str, Tensor], classifier: Iterable[tuple[int, int, dict[str, Tensor]]]) -> Path:
+def save_checkpoint(
+    run: Path,
+    step: int,
+    *,
+    state: dict[str, Any],
+    encoder: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    classifier: Iterable[tuple[int, int, dict[str, Tensor]]],
+) -> Path:
     """Write a checkpoint; ``state`` is plain JSON, ``classifier`` yields (first label, last label, tensors).
 
     A whole checkpoint of this step that is already there is left as it is; a damaged one is replaced.
@@ -89,10 +96,14 @@ def verify_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
         if manifest.pop("sha256") != _digest(manifest):
             raise CorruptError(f"{manifest_path}: its checksum differs from the one written; the file is damaged.")
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-            raise CorruptError(f"{manifest_path}: version {manifest['version']} of {manifest['format']!r} is unknown "
-                               f"to this release, which reads version {VERSION}.")
-        files = {str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
-                 for name, entry in manifest["files"].items()}
+            raise CorruptError(
+                f"{manifest_path}: version {manifest['version']} of {manifest['format']!r} is unknown "
+                f"to this release, which reads version {VERSION}."
+            )
+        files = {
+            str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+            for name, entry in manifest["files"].items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptError(f"{manifest_path}: damaged ({error!r}).") from error
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
@@ -113,8 +124,10 @@ class Checkpoint:
         self.state: dict[str, Any] = read_json(folder / "state.json")
         try:
             self.step, self.total_steps = int(self.state["step"]), int(self.state["total_steps"])
-            self._chunks = [(str(chunk["file"]), int(chunk["first_label"]), int(chunk["last_label"]))
-                            for chunk in self.state["chunks"]]
+            self._chunks = [
+                (str(chunk["file"]), int(chunk["first_label"]), int(chunk["last_label"]))
+                for chunk in self.state["chunks"]
+            ]
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{folder / 'state.json'}: damaged ({error!r}).") from error
         if unlisted := [name for name, *_ in self._chunks if name not in files]:
@@ -138,8 +151,9 @@ class Checkpoint:
                 raise CorruptError(f"{self.folder / file_name}: {error}.") from error
         rows = cat(pieces) if pieces else None
         if rows is None or len(rows) != last - first:
-            raise CorruptError(f"{self.folder}: has no {name!r} for labels {first} to {last}; "
-                               "it belongs to another classifier.")
+            raise CorruptError(
+                f"{self.folder}: has no {name!r} for labels {first} to {last}; it belongs to another classifier."
+            )
         return rows
 
 

@@ -47,14 +47,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
     torch keeps its counters with the parameters, torch-optimi with the groups.
     """
-    tensors = {f"{index}.{name}": value for index, state in optimizer.state_dict()["state"].items()
-               for name, value in state.items()}
+    tensors = {
+        f"{index}.{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
     counters = {str(i): int(group["step"]) for i, group in enumerate(optimizer.param_groups) if "step" in group}
     return tensors, counters
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
-                           counters: dict[str, int]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], counters: dict[str, int]
+) -> None:
     """Restore what ``optimizer_tensors`` gave."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

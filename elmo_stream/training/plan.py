@@ -31,8 +31,10 @@ class Plan:
 
     def table(self) -> str:
         """The plan as lines for a person."""
-        head = (f"{self.instances:,} instances, {self.labels:,} labels x {self.dim} features in {self.chunks} chunks, "
-                f"{self.steps:,} steps ({self.steps_per_epoch:,} an epoch)")
+        head = (
+            f"{self.instances:,} instances, {self.labels:,} labels x {self.dim} features in {self.chunks} chunks, "
+            f"{self.steps:,} steps ({self.steps_per_epoch:,} an epoch)"
+        )
         rows = [*self.memory.items(), ("sum", sum(self.memory.values()))]
         return "\n".join([head, *(f"  {name:<44}{size / 2**20:>12,.1f} MiB" for name, size in rows)])
 
@@ -44,8 +46,13 @@ def make_plan(store: Path, config: Config) -> Plan:
         UserError: no store, or the encoder is not to be had.
     """
     index = StoreIndex.load(store)
-    encoder = create_encoder(config.encoder, vocab_size=index.tokenizer.vocab_size, max_length=index.tokenizer.max_length,
-                             tokenizer=store / "tokenizer" / "tokenizer.json", seed=config.seed)
+    encoder = create_encoder(
+        config.encoder,
+        vocab_size=index.tokenizer.vocab_size,
+        max_length=index.tokenizer.max_length,
+        tokenizer=store / "tokenizer" / "tokenizer.json",
+        seed=config.seed,
+    )
     labels, dim, batch = index.labels.count, encoder.dim, config.train.batch
     rule = config.classifier
     chunks = plan_chunks(labels, rule.chunk_labels)
@@ -58,15 +65,21 @@ def make_plan(store: Path, config: Config) -> Plan:
     instances = train.instances - min(int(config.train.validation * train.instances), 10_000, train.instances - 1)
     per_epoch = -(-instances // batch)
     states = 3 if config.encoder.format == "bf16" else 2
-    return Plan(labels=labels, dim=dim, chunks=len(chunks), instances=instances, steps_per_epoch=per_epoch,
-                steps=config.train.steps or config.train.epochs * per_epoch,
-                memory={
-                    "classifier weights": labels * dim * WEIGHT_BYTES[rule.format],
-                    "classifier exponents": labels if rule.format == "fp8" else 0,
-                    "classifier Kahan compensation": kahan,
-                    "gradient of the logits of one chunk": largest * batch * 4,
-                    "encoder weights": parameters,
-                    "encoder gradients": trained,
-                    "encoder optimizer state": states * trained,
-                    "loader: shards of two windows": 2 * WINDOW_SHARDS * shard,
-                })
+    return Plan(
+        labels=labels,
+        dim=dim,
+        chunks=len(chunks),
+        instances=instances,
+        steps_per_epoch=per_epoch,
+        steps=config.train.steps or config.train.epochs * per_epoch,
+        memory={
+            "classifier weights": labels * dim * WEIGHT_BYTES[rule.format],
+            "classifier exponents": labels if rule.format == "fp8" else 0,
+            "classifier Kahan compensation": kahan,
+            "gradient of the logits of one chunk": largest * batch * 4,
+            "encoder weights": parameters,
+            "encoder gradients": trained,
+            "encoder optimizer state": states * trained,
+            "loader: shards of two windows": 2 * WINDOW_SHARDS * shard,
+        },
+    )

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import torch
 
-from elmo_stream.data.batch import Ragged, pad
+from elmo_stream.data.batch import pad
 from elmo_stream.data.labels import LabelNames
 from elmo_stream.data.readers import Fields, Part, check_format, read_part
 from elmo_stream.data.tokenize import Tokenizer
@@ -46,17 +46,20 @@ class Predictor:
         if not texts:
             return []
         tokens, offsets, _ = self._tokenizer.encode_batch(texts)
-        token_ids_BT, mask_BT = pad(Ragged(tokens, offsets), self._tokenizer.pad_id)
+        token_ids_BT, mask_BT = pad(tokens, offsets, self._tokenizer.pad_id)
         with torch.no_grad():
             x_BD = self._encoder(token_ids_BT.to(self._device), mask_BT.to(self._device))
             scores_BK, ids_BK = self._classifier.topk(x_BD, k)
         probability_BK = self._classifier.probability(scores_BK).cpu().numpy()
-        return [list(zip(self._names[ids], map(float, row), strict=True))
-                for ids, row in zip(ids_BK.cpu().numpy(), probability_BK, strict=True)]
+        return [
+            list(zip(self._names[ids], map(float, row), strict=True))
+            for ids, row in zip(ids_BK.cpu().numpy(), probability_BK, strict=True)
+        ]
 
 
-def predict(run: Path, source: Path, out: Path, *, k: int = 5, text_fields: Sequence[str] = ("text",),
-            report: Report = print) -> int:
+def predict(
+    run: Path, source: Path, out: Path, *, k: int = 5, text_fields: Sequence[str] = ("text",), report: Report = print
+) -> int:
     """Tag every line of a JSONL file; line i of ``out`` (JSONL, or Parquet by ending) belongs to line i of the input.
 
     Each line is ``{"labels": [...], "probabilities": [...]}``, best first. The output appears when it is complete.
@@ -96,8 +99,10 @@ def _batches(predictor: Predictor, texts: Iterable[str], k: int) -> Iterator[lis
 
 
 def _as_row(prediction: Prediction) -> dict[str, Any]:
-    return {"labels": [name for name, _ in prediction],
-            "probabilities": [round(probability, 6) for _, probability in prediction]}
+    return {
+        "labels": [name for name, _ in prediction],
+        "probabilities": [round(probability, 6) for _, probability in prediction],
+    }
 
 
 def _write_jsonl(stream: IO[bytes], batches: Iterator[list[Prediction]]) -> int:
@@ -114,9 +119,12 @@ def _write_parquet(stream: IO[bytes], batches: Iterator[list[Prediction]]) -> in
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("Writing Parquet needs pyarrow: pip install pyarrow; or give an output ending in .jsonl.") from error
-    schema = pyarrow.schema([("labels", pyarrow.list_(pyarrow.string())),
-                             ("probabilities", pyarrow.list_(pyarrow.float64()))])
+        raise UserError(
+            "Writing Parquet needs pyarrow: pip install pyarrow; or give an output ending in .jsonl."
+        ) from error
+    schema = pyarrow.schema(
+        [("labels", pyarrow.list_(pyarrow.string())), ("probabilities", pyarrow.list_(pyarrow.float64()))]
+    )
     count = 0
     with pyarrow.parquet.ParquetWriter(stream, schema) as writer:
         for batch in batches:

@@ -67,18 +67,27 @@ def set_threads(threads: int) -> None:
 def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encoder: Encoder) -> Run:
     """Lay out a new run folder; the caller holds its lock."""
     if (path / "run.json").exists():
-        raise UserError(f"{path}: holds a run already; continue it with `elmo-stream resume {path}`, "
-                        "or choose another folder.")
+        raise UserError(
+            f"{path}: holds a run already; continue it with `elmo-stream resume {path}`, or choose another folder."
+        )
     for name in ("labels", "tokenizer"):
         shutil.rmtree(path / name, ignore_errors=True)
         shutil.copytree(store / name, path / name)
     save_architecture(encoder, path / "encoder")
     train = index.splits["train"].instances
     held_out = min(int(config.train.validation * train), 10_000, train - 1)
-    info = RunInfo(store=str(store.resolve()), store_fingerprint=index.fingerprint, labels=index.labels.count,
-                   vocab_size=index.tokenizer.vocab_size, max_length=index.tokenizer.max_length,
-                   prior=index.splits["train"].positives / (train * index.labels.count), instances=train - held_out, validation_instances=held_out,
-                   propensity_a=index.propensity.A, propensity_b=index.propensity.B)
+    info = RunInfo(
+        store=str(store.resolve()),
+        store_fingerprint=index.fingerprint,
+        labels=index.labels.count,
+        vocab_size=index.tokenizer.vocab_size,
+        max_length=index.tokenizer.max_length,
+        prior=index.splits["train"].positives / (train * index.labels.count),
+        instances=train - held_out,
+        validation_instances=held_out,
+        propensity_a=index.propensity.A,
+        propensity_b=index.propensity.B,
+    )
     write_bytes_durably(path / "config.toml", config.to_toml().encode())
     write_json_durably(path / "run.json", {"format": FORMAT, "version": VERSION, **asdict(info)})
     return Run(path, config, info)
@@ -92,8 +101,9 @@ def open_run(path: Path) -> Run:
         CorruptError: ``run.json`` is damaged or of another version.
     """
     if not (path / "run.json").is_file():
-        raise UserError(f"{path}: not a run folder (it has no run.json); make one with "
-                        f"`elmo-stream train STORE --out {path}`.")
+        raise UserError(
+            f"{path}: not a run folder (it has no run.json); make one with `elmo-stream train STORE --out {path}`."
+        )
     value = read_json(path / "run.json")
     try:
         if (value.pop("format"), value.pop("version")) != (FORMAT, VERSION):
@@ -124,21 +134,29 @@ def locked(path: Path) -> Iterator[None]:
 
 def load_model(run: Run, checkpoint: Checkpoint, device: torch.device) -> tuple[Encoder, ChunkedClassifier]:
     """Encoder and classifier with the weights of a checkpoint."""
-    encoder = restore_encoder(run.config.encoder, run.path / "encoder", vocab_size=run.info.vocab_size,
-                              max_length=run.info.max_length)
+    encoder = restore_encoder(
+        run.config.encoder, run.path / "encoder", vocab_size=run.info.vocab_size, max_length=run.info.max_length
+    )
     try:
         encoder.load_state_dict(checkpoint.tensors("encoder"))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise CorruptError(f"{checkpoint.folder}: its encoder does not fit config.toml: {reason}") from error
-    classifier = ChunkedClassifier(run.info.labels, encoder.dim, run.config.classifier, prior=run.info.prior,
-                                   seed=run.config.seed,
-                                   device=device, weights=checkpoint.rows)
+    classifier = ChunkedClassifier(
+        run.info.labels,
+        encoder.dim,
+        run.config.classifier,
+        prior=run.info.prior,
+        seed=run.config.seed,
+        device=device,
+        weights=checkpoint.rows,
+    )
     return encoder.to(device), classifier
 
 
-def trained_model(path: Path, step: int | None, device: torch.device,
-                  report: Any) -> tuple[Run, int, Encoder, ChunkedClassifier]:
+def trained_model(
+    path: Path, step: int | None, device: torch.device, report: Any
+) -> tuple[Run, int, Encoder, ChunkedClassifier]:
     """(run, step, encoder, classifier) of a run's checkpoint, ready to predict.
 
     Raises:

@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,12 +25,19 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": version("numpy"),
-        "elmo_stream": version("elmo-stream"),
+        "elmo_stream": _version(),
         "machine": platform.machine(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def _version() -> str:
+    try:
+        return version("elmo-stream")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -53,7 +60,7 @@ class RunLog:
     def __init__(self, run: Path, step: int, total_steps: int, report: Report, device: torch.device) -> None:
         self._path = run / "metrics.jsonl"
         self._keep_until(step)
-        self._stream = open(self._path, "a", encoding="utf-8")
+        self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
         self._report, self._device = report, device
         self._total, self._begin_step, self._begin = total_steps, step, time.monotonic()
         self._last_line = 0.0
@@ -86,9 +93,11 @@ class RunLog:
         if time.monotonic() - self._last_line >= LINE_SECONDS or step == self._total:
             self._last_line = time.monotonic()
             left = elapsed / max(1, step - self._begin_step) * (self._total - step)
-            self._report(f"step {step:,}/{self._total:,}  epoch {epoch:.2f}  loss {loss:.3f}  "
-                         f"{speed:,.0f} instances/s  peak {peak_memory_bytes(self._device) / 2**20:,.0f} MiB  "
-                         f"ETA {clock(left)}")
+            self._report(
+                f"step {step:,}/{self._total:,}  epoch {epoch:.2f}  loss {loss:.3f}  "
+                f"{speed:,.0f} instances/s  peak {peak_memory_bytes(self._device) / 2**20:,.0f} MiB  "
+                f"ETA {clock(left)}"
+            )
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of the validation split."""
@@ -105,7 +114,8 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stream.close()
         self._board.close()

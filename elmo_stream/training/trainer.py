@@ -43,10 +43,16 @@ def train(store: Path, out: Path, config: Config, *, report: Report = print) -> 
     set_threads(config.threads)
     index = StoreIndex.load(store)
     if (out / "run.json").exists():
-        raise UserError(f"{out}: holds a run already; continue it with `elmo-stream resume {out}`, "
-                        "or choose another folder.")
-    encoder = create_encoder(config.encoder, vocab_size=index.tokenizer.vocab_size, max_length=index.tokenizer.max_length,
-                             tokenizer=store / "tokenizer" / "tokenizer.json", seed=config.seed)
+        raise UserError(
+            f"{out}: holds a run already; continue it with `elmo-stream resume {out}`, or choose another folder."
+        )
+    encoder = create_encoder(
+        config.encoder,
+        vocab_size=index.tokenizer.vocab_size,
+        max_length=index.tokenizer.max_length,
+        tokenizer=store / "tokenizer" / "tokenizer.json",
+        seed=config.seed,
+    )
     with locked(out):
         run = create_run(out, store, index, config, encoder)
         return _Trainer(run, report, encoder=encoder).fit()
@@ -71,8 +77,9 @@ def resume(path: Path, *, report: Report = print) -> int:
 
 
 class _Trainer:
-    def __init__(self, run: Run, report: Report, *, encoder: Encoder | None = None,
-                 checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self, run: Run, report: Report, *, encoder: Encoder | None = None, checkpoint: Checkpoint | None = None
+    ) -> None:
         self.run, self.config, self.report = run, run.config, report
         self.store = Path(run.info.store)
         self.index = StoreIndex.load(self.store)
@@ -83,16 +90,31 @@ class _Trainer:
         if checkpoint is not None:
             self.encoder, self.classifier = load_model(run, checkpoint, self.device)
         else:
-            encoder = encoder or create_encoder(self.config.encoder, vocab_size=run.info.vocab_size,
-                                                max_length=run.info.max_length,
-                                                tokenizer=run.path / "tokenizer" / "tokenizer.json",
-                                                seed=self.config.seed)
+            encoder = encoder or create_encoder(
+                self.config.encoder,
+                vocab_size=run.info.vocab_size,
+                max_length=run.info.max_length,
+                tokenizer=run.path / "tokenizer" / "tokenizer.json",
+                seed=self.config.seed,
+            )
             self.encoder = encoder.to(self.device)
-            self.classifier = ChunkedClassifier(run.info.labels, encoder.dim, self.config.classifier, prior=run.info.prior,
-                                                seed=self.config.seed, device=self.device)
+            self.classifier = ChunkedClassifier(
+                run.info.labels,
+                encoder.dim,
+                self.config.classifier,
+                prior=run.info.prior,
+                seed=self.config.seed,
+                device=self.device,
+            )
         self.optimizer = build_optimizer(self.encoder, self.config.optimizer)
-        self.loader = StreamLoader(self.store, rows=(0, run.info.instances), batch=self.config.train.batch,
-                                   seed=self.config.seed, block_labels=BLOCK_LABELS, config=self.config.loader)
+        self.loader = StreamLoader(
+            self.store,
+            rows=(0, run.info.instances),
+            batch=self.config.train.batch,
+            seed=self.config.seed,
+            block_labels=BLOCK_LABELS,
+            config=self.config.loader,
+        )
         self.total_steps = self.config.train.steps or self.config.train.epochs * self.loader.batches_per_epoch
         self.signal: int | None = None
         if checkpoint is not None:
@@ -103,8 +125,11 @@ class _Trainer:
         self._say_what_is_used()
         last_save = time.monotonic()
         self.encoder.train()
-        with (self.loader, _signals_caught(self),
-              RunLog(self.run.path, self.step, self.total_steps, self.report, self.device) as log):
+        with (
+            self.loader,
+            _signals_caught(self),
+            RunLog(self.run.path, self.step, self.total_steps, self.report, self.device) as log,
+        ):
             batches = iter(self.loader)
             while self.step < self.total_steps and self.signal is None:
                 self.train_step(next(batches), log)
@@ -115,8 +140,10 @@ class _Trainer:
                     last_save = time.monotonic()
         path = self.save()
         if self.signal is not None and self.step < self.total_steps:
-            self.report(f"stopped by {signal.Signals(self.signal).name} at step {self.step:,}; saved {path}. "
-                        f"Continue with: elmo-stream resume {self.run.path}")
+            self.report(
+                f"stopped by {signal.Signals(self.signal).name} at step {self.step:,}; saved {path}. "
+                f"Continue with: elmo-stream resume {self.run.path}"
+            )
             return 128 + self.signal
         self.report(f"finished: step {self.step:,}, saved {path}")
         return 0
@@ -131,8 +158,9 @@ class _Trainer:
         batch = batch.to(self.device)
         with torch.set_grad_enabled(self.optimizer is not None):
             x_BD = self.encoder(batch.token_ids_BT, batch.mask_BT)
-        dx_BD, loss = self.classifier.train_step(x_BD.detach(), batch.positives, lr=factor * config.classifier_lr,
-                                                 step=step, want_loss=want_loss)
+        dx_BD, loss = self.classifier.train_step(
+            x_BD.detach(), batch.positives, lr=factor * config.classifier_lr, step=step, want_loss=want_loss
+        )
         if self.optimizer is not None:
             x_BD.backward(dx_BD)
             for group in self.optimizer.param_groups:
@@ -143,19 +171,31 @@ class _Trainer:
         log.count(len(batch.instance_B))
         if loss is not None:
             self._check_finite(float(loss))
-            log.training(self.step, self.step / self.loader.batches_per_epoch, float(loss) / len(batch.instance_B),
-                         {"encoder_lr": factor * config.encoder_lr, "classifier_lr": factor * config.classifier_lr})
+            log.training(
+                self.step,
+                self.step / self.loader.batches_per_epoch,
+                float(loss) / len(batch.instance_B),
+                {"encoder_lr": factor * config.encoder_lr, "classifier_lr": factor * config.classifier_lr},
+            )
 
     def save(self) -> Path:
         """Write a checkpoint of the current step and remove old ones."""
         self._check_finite(0.0)
         tensors, numbers = optimizer_tensors(self.optimizer) if self.optimizer is not None else ({}, {})
-        state = {"total_steps": self.total_steps, "loader": self.loader.state_dict(), "optimizer": numbers,
-                 "environment": environment()}
-        path = save_checkpoint(self.run.path, self.step, state=state,
-                               encoder={name: tensor.cpu() for name, tensor in self.encoder.state_dict().items()},
-                               optimizer={name: tensor.cpu() for name, tensor in tensors.items()},
-                               classifier=self.classifier.state_chunks())
+        state = {
+            "total_steps": self.total_steps,
+            "loader": self.loader.state_dict(),
+            "optimizer": numbers,
+            "environment": environment(),
+        }
+        path = save_checkpoint(
+            self.run.path,
+            self.step,
+            state=state,
+            encoder={name: tensor.cpu() for name, tensor in self.encoder.state_dict().items()},
+            optimizer={name: tensor.cpu() for name, tensor in tensors.items()},
+            classifier=self.classifier.state_chunks(),
+        )
         prune_checkpoints(self.run.path, self.config.checkpoint.keep)
         return path
 
@@ -168,8 +208,9 @@ class _Trainer:
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{checkpoint.folder / 'state.json'}: does not fit this run ({error!r}).") from error
         self.step = checkpoint.step
-        changed = [f"{key} {before.get(key)} -> {value}" for key, value in environment().items()
-                   if before.get(key) != value]
+        changed = [
+            f"{key} {before.get(key)} -> {value}" for key, value in environment().items() if before.get(key) != value
+        ]
         if changed:
             self.report(f"notice: {', '.join(changed)}; the result may differ in its last bits.")
 
@@ -177,9 +218,19 @@ class _Trainer:
         info = self.run.info
         if info.validation_instances:
             rows = (info.instances, info.instances + info.validation_instances)
-            log.validation(self.step, evaluate_model(
-                self.encoder, self.classifier, self.store, split="train", rows=rows, ks=VALIDATION_KS,
-                inverse_propensity=None, device=self.device))
+            log.validation(
+                self.step,
+                evaluate_model(
+                    self.encoder,
+                    self.classifier,
+                    self.store,
+                    split="train",
+                    rows=rows,
+                    ks=VALIDATION_KS,
+                    inverse_propensity=None,
+                    device=self.device,
+                ),
+            )
 
     def _checkpoint_due(self, last_save: float) -> bool:
         rule = self.config.checkpoint
@@ -189,16 +240,20 @@ class _Trainer:
     def _check_finite(self, loss: float) -> None:
         saturated, non_finite = self.classifier.flags.tolist()
         if non_finite or loss != loss or loss == float("inf"):
-            raise UserError(f"step {self.step}: the training diverged ({non_finite:,} non-finite and {saturated:,} "
-                            "saturated weights); lower optimizer.classifier_lr or optimizer.encoder_lr, "
-                            f"then resume or start again. The checkpoints in {self.run.path} are from before.")
+            raise UserError(
+                f"step {self.step}: the training diverged ({non_finite:,} non-finite and {saturated:,} "
+                "saturated weights); lower optimizer.classifier_lr or optimizer.encoder_lr, "
+                f"then resume or start again. The checkpoints in {self.run.path} are from before."
+            )
 
     def _say_what_is_used(self) -> None:
         info, name = self.run.info, environment()["device"]
-        self.report(f"device {name} (kernels: {elmo_kernels.backend_name(self.device)}, "
-                    f"{torch.get_num_threads()} CPU threads); {info.instances:,} instances, {info.labels:,} labels x "
-                    f"{self.classifier.dim} features in {self.config.classifier.format}, "
-                    f"{len(self.classifier.chunks)} chunks; steps {self.step:,} to {self.total_steps:,}")
+        self.report(
+            f"device {name} (kernels: {elmo_kernels.backend_name(self.device)}, "
+            f"{torch.get_num_threads()} CPU threads); {info.instances:,} instances, {info.labels:,} labels x "
+            f"{self.classifier.dim} features in {self.config.classifier.format}, "
+            f"{len(self.classifier.chunks)} chunks; steps {self.step:,} to {self.total_steps:,}"
+        )
 
 
 def _mix(seed: int, step: int) -> int:

@@ -75,7 +75,13 @@ def _backend(w: ChunkWeights) -> ModuleType:
 
 
 def logit_grad(
-    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float = 0.0, want_loss: bool = False
+    w: ChunkWeights,
+    x_BD: Tensor,
+    positives: Positives,
+    *,
+    loss: str,
+    prior: float = 0.0,
+    want_loss: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient of the summed loss with respect to the logits ``W x + prior`` of a chunk.
 

@@ -79,5 +79,3 @@ def dequantize(w: ChunkWeights) -> Tensor:
     """float32 weights of a whole chunk, (L, D): 4 bytes a weight, so meant for tests and export."""
     require_chunk(w)
     return torch.cat([decode_rows(w, rows) for rows in label_blocks(w)])
-
-

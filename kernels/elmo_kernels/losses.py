@@ -21,8 +21,8 @@ from torch import Tensor
 class Loss:
     """Value and slope of the loss of a negative as functions of float32 logits, and what logits mean.
 
-    ``prior`` gives the logit at which a label with a share p of positives starts, so that the first steps need not push
-    all labels down (as in Lin et al., ICCV 2017, section 4.1); ``probability`` the probability of a logit.
+    ``prior`` gives the logit at which a label with a share p of positives starts, so that the first steps need
+    not push all labels down (as in Lin et al., ICCV 2017, section 4.1); ``probability`` that of a logit.
     """
 
     value: Callable[[Tensor], Tensor]

@@ -152,7 +152,14 @@ TWIN = RowOps()
 
 
 def logit_grad(
-    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float, want_loss: bool, ops: RowOps = TWIN
+    w: ChunkWeights,
+    x_BD: Tensor,
+    positives: Positives,
+    *,
+    loss: str,
+    prior: float,
+    want_loss: bool,
+    ops: RowOps = TWIN,
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
     table = LOSSES[loss]
@@ -182,9 +189,7 @@ def update_(
         ops.update_(w, rows, w_LD, torch.mm(g_LB[rows], x_BD), step, flags)
 
 
-def topk_merge_(
-    scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, ops: RowOps = TWIN
-) -> None:
+def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, ops: RowOps = TWIN) -> None:
     """See ``elmo_kernels.topk_merge_``."""
     for rows in label_blocks(w):
         ops.merge_(scores_BK, ids_BK, torch.mm(x_BD, ops.decode(w, rows).T), w.label_offset + rows.start)

@@ -25,9 +25,7 @@ def _tile(axis: tl.constexpr, SIZE: tl.constexpr):  # pragma: no cover
 
 
 @triton.jit
-def _weights(
-    data_ptr, exponent_ptr, row, col, inside_row, D: tl.constexpr, FMT: tl.constexpr
-):  # pragma: no cover
+def _weights(data_ptr, exponent_ptr, row, col, inside_row, D: tl.constexpr, FMT: tl.constexpr):  # pragma: no cover
     """FP32 weights of a tile; 0 outside."""
     mask = inside_row[:, None] & (col < D)[None, :]
     raw = tl.load(data_ptr + row[:, None] * D + col[None, :], mask=mask, other=0)

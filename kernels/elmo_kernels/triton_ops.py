@@ -55,7 +55,8 @@ def logit_grad(
     if count:
         tk.positive_kernel[(_tiles(count, TILE_P),)](
             _patterns(w.data_LD), w.exponent_L, x_BD, g_LB, None if sums is None else sums[tiles:],
-            positives.label_P, positives.instance_P, positives.weight_P, prior, w.label_offset, count, labels, batch,
+            positives.label_P, positives.instance_P, positives.weight_P,
+            prior, w.label_offset, count, labels, batch,
             LOSS=loss, WANT_LOSS=want_loss, TILE_P=TILE_P, TILE_D=TILES["TILE_D"], **_format(w), **OPTIONS,
         )  # fmt: skip
     return g_LB, None if sums is None else sums.sum(dtype=torch.float64)

@@ -28,17 +28,25 @@ def _take(loader: StreamLoader, count: int) -> list[Batch]:
 
 
 def _same(left: Batch, right: Batch) -> bool:
-    pairs = [(left.token_ids_BT, right.token_ids_BT), (left.mask_BT, right.mask_BT),
-             (left.instance_B, right.instance_B), (left.positives.label_P, right.positives.label_P),
-             (left.positives.instance_P, right.positives.instance_P),
-             (left.positives.block_ptr, right.positives.block_ptr)]
+    pairs = [
+        (left.token_ids_BT, right.token_ids_BT),
+        (left.mask_BT, right.mask_BT),
+        (left.instance_B, right.instance_B),
+        (left.positives.label_P, right.positives.label_P),
+        (left.positives.instance_P, right.positives.instance_P),
+        (left.positives.block_ptr, right.positives.block_ptr),
+    ]
     return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_an_epoch_delivers_every_instance_once_with_its_own_tokens_and_labels(store: Path) -> None:
     index, shards = StoreIndex.load(store), open_store(store)
-    rows = [(shard, row) for entry in index.splits["train"].shards
-            for shard in [shards.read_shard("train", entry)] for row in range(shard.rows)]
+    rows = [
+        (shard, row)
+        for entry in index.splits["train"].shards
+        for shard in [shards.read_shard("train", entry)]
+        for row in range(shard.rows)
+    ]
     seen = []
     with _loader(store, workers=1) as loader:
         for batch in _take(loader, loader.batches_per_epoch):
@@ -144,7 +152,9 @@ def test_a_damaged_shard_ends_the_iteration_with_its_name(store: Path, tmp_path:
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
     entry = StoreIndex.load(copy).splits["train"].shards[2]
-    largest = max((copy / "train" / entry.name).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    largest = max(
+        (copy / "train" / entry.name).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0
+    )
     largest.write_bytes(largest.read_bytes()[:-7])
     with _loader(copy, workers=workers) as loader, pytest.raises(CorruptError, match=entry.name):
         _take(loader, loader.batches_per_epoch)

@@ -28,7 +28,9 @@ def test_any_position_gives_what_a_walk_would_have_given(piece: int) -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = {tuple(ShuffledOrder(SHARDS, seed=seed, epoch=epoch).ids(0, 143)) for seed in range(3) for epoch in range(3)}
+    orders = {
+        tuple(ShuffledOrder(SHARDS, seed=seed, epoch=epoch).ids(0, 143)) for seed in range(3) for epoch in range(3)
+    }
     assert len(orders) == 9
     assert len({tuple(batch_permutation(16, seed=0, epoch=0, group=group)) for group in range(9)}) == 9
 

@@ -29,10 +29,8 @@ class Case:
 CASES = [
     *(Case(fmt, "stochastic", "bce") for fmt in ek.FORMATS),
     Case("fp8", "stochastic", "squared_hinge"),
-    Case("bf16", "nearest", "bce"),
-    Case("fp8", "nearest", "bce"),
-    Case("bf16", "stochastic", "bce", kahan_rows=1050),
-    Case("fp8", "stochastic", "bce", kahan_rows=1050),
+    Case("bf16", "nearest", "bce", kahan_rows=500),
+    Case("fp8", "stochastic", "bce", kahan_rows=500),
 ]
 
 
@@ -44,13 +42,13 @@ def case_inputs() -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(5)
     all_labels = OFFSET + LABELS
-    pair_P = torch.randperm(all_labels * BATCH, generator=generator)[:400].sort().values
+    pair_P = torch.randperm(all_labels * BATCH, generator=generator)[:100].sort().values
     return {
         "x_BD": torch.randint(-16, 17, (BATCH, DIM), generator=generator) / 16,
         "step_g_LB": torch.randint(-16, 17, (LABELS, BATCH), generator=generator) / 32,
         "label_P": pair_P // BATCH,
         "instance_P": pair_P % BATCH,
-        "weight_P": torch.rand(400, generator=generator).clamp(min=0.05),
+        "weight_P": torch.rand(100, generator=generator).clamp(min=0.05),
         "block_ptr": torch.searchsorted(pair_P // BATCH, torch.arange(0, all_labels + 1024, 1024)),
     }
 
@@ -59,7 +57,7 @@ def run_case(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradient, loss, one large step (so that fp8 rows grow out of their exponents), top-k."""
     w = ek.make_chunk(case.fmt, LABELS, DIM, OFFSET, seed=11, std=0.03, kahan_rows=case.kahan_rows)
     x_BD, positives = inputs["x_BD"], SimpleNamespace(**inputs)
-    g_LB, loss = ek.logit_grad(w, x_BD, positives, loss=case.loss, want_loss=True)
+    g_LB, loss = ek.logit_grad(w, x_BD, positives, loss=case.loss, prior=-0.75, want_loss=True)
     assert loss is not None
     dx_BD, flags = torch.ones(BATCH, DIM), torch.zeros(2, dtype=torch.int64)
     ek.update_(

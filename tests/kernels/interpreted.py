@@ -1,7 +1,7 @@
 """Run the Triton code in its interpreter, in a process of its own since the mode is fixed at import.
 
-    TRITON_INTERPRET=1 python interpreted.py rounding IN.safetensors OUT.safetensors
-    TRITON_INTERPRET=1 ELMO_KERNELS=triton python interpreted.py ops IN.safetensors OUT.safetensors
+TRITON_INTERPRET=1 python interpreted.py rounding IN.safetensors OUT.safetensors
+TRITON_INTERPRET=1 ELMO_KERNELS=triton python interpreted.py ops IN.safetensors OUT.safetensors
 """
 
 import sys

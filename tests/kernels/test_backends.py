@@ -38,16 +38,14 @@ def test_numba_leaves_the_same_bytes_as_the_twin(cases: ModuleType, monkeypatch:
             assert twin.equal(results[1][name]), f"{case.name}: {name}"
 
 
-def test_the_cases_raise_exponents_and_keep_compensation(
-    cases: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cases_raise_exponents_and_keep_compensation(cases: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELMO_KERNELS", "reference")
     result = cases.run_case(cases.CASES[-1], cases.case_inputs())
     fresh = ek.make_chunk("fp8", cases.LABELS, cases.DIM, cases.OFFSET, seed=11, std=0.03)
     assert fresh.exponent_L is not None
     raised = (result["exponent_L"] > fresh.exponent_L).float().mean()
     assert 0.1 < raised < 1
-    assert (result["comp_HD"] != 0).float().mean() > 0.5
+    assert (result["comp_HD"] != 0).float().mean() > 0.5 and len(result["comp_HD"]) < cases.LABELS
 
 
 @needs_triton

@@ -37,22 +37,22 @@ def _gold_loss(loss: str, z_LB: Tensor, y_LB: Tensor) -> Tensor:
 def test_gradients_are_as_good_as_torch_at_the_same_precision(
     cpu_backend: str, fmt: str, loss: str, shape: tuple[int, int, int], make_batch: Callable
 ) -> None:
-    labels, size, dim = shape
+    (labels, size, dim), prior = shape, -1.25
     batch = make_batch(labels, size, dim, soft=True)
     w = ek.make_chunk(fmt, labels, dim, 0, seed=3, std=0.2)
     w_LD, y_LB = ek.dequantize(w), batch.targets(labels)
     gold_w, gold_x = w_LD.double().requires_grad_(), batch.x_BD.double().requires_grad_()
-    z_LB = gold_w @ gold_x.T
+    z_LB = gold_w @ gold_x.T + prior
     z_LB.retain_grad()
     gold = _gold_loss(loss, z_LB, y_LB)
     gold.backward()
 
     torch_x = batch.x_BD.clone().requires_grad_()
-    torch_z = w_LD @ torch_x.T
+    torch_z = w_LD @ torch_x.T + prior
     torch_z.retain_grad()
     _gold_loss(loss, torch_z, y_LB.float()).backward()
 
-    g_LB, value = ek.logit_grad(w, batch.x_BD, batch, loss=loss, want_loss=True)
+    g_LB, value = ek.logit_grad(w, batch.x_BD, batch, loss=loss, prior=prior, want_loss=True)
     dx_BD, _ = _update(w, g_LB, batch.x_BD, lr=0.0)
     assert value is not None
     torch.testing.assert_close(value, gold.detach(), rtol=1e-6, atol=1e-6)
@@ -68,9 +68,7 @@ def test_the_step_of_the_reference_document_is_reproduced(cpu_backend: str, make
     x_BD[:, :3] = torch.tensor([[0.5, -1, 2], [1, 0.25, -0.5]])
     w_LD[:, :3] = torch.tensor([[1, 0, -1], [0.5, 0.5, 0.5], [-2, 1, 0], [0, 3, 1], [1, 1, 1.0]])
     template = make_batch(5, 2, 16)
-    batch = type(template)(
-        x_BD, torch.tensor([1, 3, 4]), torch.tensor([0, 0, 1]), torch.ones(3), torch.tensor([0, 3])
-    )
+    batch = type(template)(x_BD, torch.tensor([1, 3, 4]), torch.tensor([0, 0, 1]), torch.ones(3), torch.tensor([0, 3]))
     w = _fp32_chunk(w_LD)
     g_LB, loss = ek.logit_grad(w, x_BD, batch, loss="bce", want_loss=True)
     dx_BD, _ = _update(w, g_LB, x_BD, lr=1.0)
@@ -172,9 +170,7 @@ def test_equal_scores_go_to_the_lower_label_and_short_lists_are_marked(cpu_backe
 
 
 @pytest.mark.parametrize(("fmt", "change"), [("bf16", 1e-4), ("fp8", 2e-3)])
-def test_compensation_keeps_tiny_updates_that_nearest_rounding_loses(
-    cpu_backend: str, fmt: str, change: float
-) -> None:
+def test_compensation_keeps_tiny_updates_that_nearest_rounding_loses(cpu_backend: str, fmt: str, change: float) -> None:
     dim, steps = 16, 200
     x_BD, g_LB = torch.ones(1, dim), torch.full((4, 1), -change)
     moved = {}

@@ -1,5 +1,6 @@
 """The classifier is one matrix to its user: chunks change memory, not a bit of the result."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from elmo_kernels import BLOCK_LABELS, dequantize
 
 from elmo_stream.config import ClassifierConfig
-from elmo_stream.data.batch import Positives, Ragged, sort_positives
+from elmo_stream.data.batch import Positives, sort_positives
 from elmo_stream.errors import UserError
 from elmo_stream.model.classifier import ChunkedClassifier, plan_chunks
 
@@ -24,17 +25,24 @@ def _batch(step: int) -> tuple[torch.Tensor, Positives]:
     rng = np.random.default_rng(step)
     rows = [np.sort(rng.choice(LABELS, rng.integers(0, 6), replace=False)) for _ in range(BATCH)]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    labels = Ragged(np.concatenate(rows), offsets)
     x_BD = torch.from_numpy(rng.standard_normal((BATCH, DIM)).astype(np.float32))
-    return x_BD, sort_positives(labels, num_labels=LABELS, block_labels=BLOCK_LABELS)
+    return x_BD, sort_positives(np.concatenate(rows), offsets, num_labels=LABELS, block_labels=BLOCK_LABELS)
 
 
 def _weights(classifier: ChunkedClassifier) -> torch.Tensor:
     return torch.cat([dequantize(chunk) for chunk in classifier.chunks])
 
 
-@pytest.mark.parametrize("keys", [{"format": "fp32"}, {"format": "bf16"}, {"format": "fp8"},
-                                  {"format": "bf16", "rounding": "kahan"}, {"format": "fp8", "kahan_head": 0.3}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"format": "fp32"},
+        {"format": "bf16"},
+        {"format": "fp8"},
+        {"format": "bf16", "rounding": "kahan"},
+        {"format": "fp8", "kahan_head": 0.3},
+    ],
+)
 def test_chunk_size_changes_no_bit(keys: dict[str, object]) -> None:
     results = []
     for chunk_labels in (1000, 4096, LABELS):
@@ -69,8 +77,9 @@ def test_a_step_is_gradient_descent_on_the_summed_loss() -> None:
 def test_training_learns_its_instances(fmt: str) -> None:
     classifier = _classifier(format=fmt)
     x_BD, positives = _batch(1)
-    losses = [float(classifier.train_step(x_BD, positives, lr=0.05, step=step, want_loss=True)[1] or 0)
-              for step in range(60)]
+    losses = [
+        float(classifier.train_step(x_BD, positives, lr=0.05, step=step, want_loss=True)[1] or 0) for step in range(60)
+    ]
     assert losses[-1] < 0.05 * losses[0]
     _, ids_BK = classifier.topk(x_BD, 1)
     truth = set(zip(positives.instance_P.tolist(), positives.label_P.tolist(), strict=True))
@@ -81,7 +90,7 @@ def test_training_learns_its_instances(fmt: str) -> None:
 def test_topk_is_the_dense_ranking_and_never_more_than_the_labels() -> None:
     classifier = _classifier(format="fp8", chunk_labels=1024)
     x_BD, _ = _batch(2)
-    scores_BK, ids_BK = classifier.topk(x_BD, 20)
+    _, ids_BK = classifier.topk(x_BD, 20)
     dense = (x_BD @ _weights(classifier).T).numpy()
     for row in range(BATCH):
         expected = np.lexsort((np.arange(LABELS), -dense[row]))[:20]
@@ -99,11 +108,20 @@ def test_saved_rows_restore_every_format_in_other_chunks() -> None:
         for _, _, tensors in classifier.state_chunks():
             for name, tensor in tensors.items():
                 saved[name] = torch.cat([saved[name], tensor]) if name in saved else tensor.clone()
-        restored = ChunkedClassifier(LABELS, DIM, ClassifierConfig(chunk_labels=1024, **keys), prior=0.5, seed=99, device=CPU,  # type: ignore[arg-type]
-                                     weights=lambda name, first, last, saved=saved: saved[name][first:last])
+        restored = ChunkedClassifier(
+            LABELS,
+            DIM,
+            ClassifierConfig(chunk_labels=1024, **keys),
+            prior=0.5,
+            seed=99,
+            device=CPU,  # type: ignore[arg-type]
+            weights=lambda name, first, last, saved=saved: saved[name][first:last],
+        )
         assert torch.equal(_weights(restored), _weights(classifier))
-        assert torch.equal(torch.cat([c.comp_HD for c in restored.chunks if c.comp_HD is not None] or [torch.empty(0)]),
-                           torch.cat([c.comp_HD for c in classifier.chunks if c.comp_HD is not None] or [torch.empty(0)]))
+        assert torch.equal(
+            torch.cat([c.comp_HD for c in restored.chunks if c.comp_HD is not None] or [torch.empty(0)]),
+            torch.cat([c.comp_HD for c in classifier.chunks if c.comp_HD is not None] or [torch.empty(0)]),
+        )
 
 
 def test_logits_start_at_the_share_of_positives() -> None:
@@ -128,4 +146,4 @@ def test_chunks_cover_all_labels_in_whole_blocks() -> None:
         for wanted in (0, 1, 1000, 4096, labels):
             chunks = plan_chunks(labels, wanted)
             assert chunks[0][0] == 0 and chunks[-1][1] == labels
-            assert all(a[1] == b[0] and a[1] % BLOCK_LABELS == 0 for a, b in zip(chunks, chunks[1:], strict=False))
+            assert all(a[1] == b[0] and a[1] % BLOCK_LABELS == 0 for a, b in itertools.pairwise(chunks))

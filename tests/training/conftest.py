@@ -16,9 +16,16 @@ def bert(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("bert") / "model"
     torch.manual_seed(0)
-    model = BertModel(BertConfig(vocab_size=StoreIndex.load(store).tokenizer.vocab_size, hidden_size=32,
-                                 num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                                 max_position_embeddings=64))
+    model = BertModel(
+        BertConfig(
+            vocab_size=StoreIndex.load(store).tokenizer.vocab_size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+    )
     model.save_pretrained(folder)
     shutil.copy(store / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
     return folder

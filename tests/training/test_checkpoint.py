@@ -19,8 +19,14 @@ from elmo_stream.training.checkpoint import (
 
 def _save(run: Path, step: int) -> Path:
     chunks = [(0, 3, {"weight": torch.arange(6.0).reshape(3, 2) + step}), (3, 5, {"weight": torch.ones(2, 2) * step})]
-    return save_checkpoint(run, step, state={"total_steps": 9}, encoder={"a": torch.full((4,), float(step))},
-                           optimizer={"0.exp_avg": torch.ones(4)}, classifier=iter(chunks))
+    return save_checkpoint(
+        run,
+        step,
+        state={"total_steps": 9},
+        encoder={"a": torch.full((4,), float(step))},
+        optimizer={"0.exp_avg": torch.ones(4)},
+        classifier=iter(chunks),
+    )
 
 
 def _heard(run: Path) -> tuple[int, list[str]]:
@@ -57,8 +63,12 @@ def test_any_damaged_byte_or_missing_file_sends_the_run_to_the_checkpoint_before
     for name in names:
         path = newest / name
         good = path.read_bytes()
-        for bad in (good[:-2], bytes([good[0] ^ 1]) + good[1:], good[: len(good) // 2] + b"?" + good[len(good) // 2 + 1 :],
-                    None):
+        for bad in (
+            good[:-2],
+            bytes([good[0] ^ 1]) + good[1:],
+            good[: len(good) // 2] + b"?" + good[len(good) // 2 + 1 :],
+            None,
+        ):
             if bad is None:
                 path.unlink()
             else:
@@ -94,8 +104,16 @@ def test_old_checkpoints_and_leftovers_of_kills_are_removed(tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000040"]
 
 
-@pytest.mark.parametrize("change", [{"files": {"../../outside": {"bytes": 1, "sha256": "0"}}}, {"files": {}},
-                                    {"files": {"state.json": {"bytes": 2}}}, {"files": 3}, {"version": 99}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"../../outside": {"bytes": 1, "sha256": "0"}}},
+        {"files": {}},
+        {"files": {"state.json": {"bytes": 2}}},
+        {"files": 3},
+        {"version": 99},
+    ],
+)
 def test_a_manifest_that_lies_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     folder = _save(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -123,9 +123,7 @@ def test_the_split_into_batches_never_shows_in_the_figures(seed, cuts):
 
 
 def test_the_reference_vectors_come_out():
-    np.testing.assert_allclose(
-        Q, [1.550663, 1.699627, 1.897075, 2.079442, 2.079442, 2.429605], rtol=0, atol=5e-7
-    )
+    np.testing.assert_allclose(Q, [1.550663, 1.699627, 1.897075, 2.079442, 2.079442, 2.429605], rtol=0, atol=5e-7)
     result = measured(LISTS, TRUTH, KS, Q)
     assert list(result) == [f"{name}@{k}" for name in EXPECTED for k in KS]
     assert list(result.values()) == pytest.approx(list(chain(*EXPECTED.values())), abs=5e-7)

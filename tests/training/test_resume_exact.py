@@ -47,7 +47,9 @@ def _metrics(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("encoder", ["bag", "bert"])
 @pytest.mark.parametrize("fmt", ["fp32", "bf16", "fp8"])
-def test_stopped_and_resumed_equals_uninterrupted(store: Path, bert: Path, tmp_path: Path, encoder: str, fmt: str) -> None:
+def test_stopped_and_resumed_equals_uninterrupted(
+    store: Path, bert: Path, tmp_path: Path, encoder: str, fmt: str
+) -> None:
     keys = [*_encoder(encoder, bert), f"classifier.format={fmt}", "encoder.dropout=0.2"]
     whole = _train(store, tmp_path / "whole", keys)
     stops = _train(store, tmp_path / "stops", [*keys, *EVERY_STEP])
@@ -62,9 +64,17 @@ def test_stopped_and_resumed_equals_uninterrupted(store: Path, bert: Path, tmp_p
         assert _metrics(run) == _metrics(whole)
 
 
-@pytest.mark.parametrize("keys", [["encoder.format=bf16"], ["classifier.rounding=kahan", "classifier.format=bf16"],
-                                  ["classifier.kahan_head=0.5"], ["encoder.frozen=true"], ["encoder.hidden=48"],
-                                  ["classifier.loss=squared_hinge"]])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["encoder.format=bf16"],
+        ["classifier.rounding=kahan", "classifier.format=bf16"],
+        ["classifier.kahan_head=0.5"],
+        ["encoder.frozen=true"],
+        ["encoder.hidden=48"],
+        ["classifier.loss=squared_hinge"],
+    ],
+)
 def test_other_configurations_resume_exactly_too(store: Path, tmp_path: Path, keys: list[str]) -> None:
     whole = _train(store, tmp_path / "whole", [*BAG, *keys, *EVERY_STEP])
     run = tmp_path / "stopped"
@@ -82,8 +92,11 @@ def test_workers_prefetch_and_chunk_size_change_no_weight(store: Path, tmp_path:
         checkpoint = load_checkpoint(run)
         assert checkpoint is not None
         labels = json.loads((run / "run.json").read_text())["labels"]
-        tensors = {**checkpoint.tensors("encoder"), **checkpoint.tensors("optimizer"),
-                   **{part: checkpoint.rows(part, 0, labels) for part in ("weight", "exponent")}}
+        tensors = {
+            **checkpoint.tensors("encoder"),
+            **checkpoint.tensors("optimizer"),
+            **{part: checkpoint.rows(part, 0, labels) for part in ("weight", "exponent")},
+        }
         return {part: tensor.contiguous().numpy().tobytes() for part, tensor in tensors.items()}
 
     reference = weights("reference", "loader.workers=0", "classifier.chunk_labels=100000")
@@ -118,7 +131,9 @@ def test_killed_with_sigkill_and_resumed_equals_uninterrupted(store: Path, tmp_p
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_step_at_hand_and_says_how_to_go_on(store: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_signal_saves_the_step_at_hand_and_says_how_to_go_on(
+    store: Path, tmp_path: Path, number: int, code: int
+) -> None:
     run = tmp_path / "run"
     keys = [*SMALL, *BAG, "train.epochs=1000"]
     process = _start(["train", str(store), "--out", str(run), *(part for key in keys for part in ("--set", key))])

@@ -1,0 +1,129 @@
+"""What all verbs share: errors as one sentence with an exit code, common options, and how results are shown."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elmo_stream.errors import ElmoStreamError
+
+EXIT_IO, EXIT_INTERRUPTED = 74, 130
+PROGRESS_SECONDS = 2.0
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+INPUT_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+class Verbs(click.Group):
+    """Turns every error into one sentence on stderr and the contract's exit code; ``--debug`` shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            message, code = "interrupted.", EXIT_INTERRUPTED
+        except BaseException as error:
+            if ctx.find_root().meta.get("debug"):
+                raise
+            message, code = _explain(error)
+        click.echo(f"error: {message}", err=True)
+        ctx.exit(code)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, ElmoStreamError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}.", EXIT_IO
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; lower train.batch or classifier.chunk_labels, or see `elmo-stream plan STORE`.", 1
+    return f"{type(error).__name__}: {error} (this is a defect of ours; --debug shows where).", 1
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_root().meta["debug"] = True
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--debug``."""
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
+    )(command)
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json`` and ``--debug``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(debug_option(command))
+
+
+def say(line: str) -> None:
+    """A line for the person who watches; results alone go to stdout."""
+    click.echo(line, err=True)
+
+
+class ProgressLines:
+    """Says how far each stage is, at most every few seconds."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if time.monotonic() - self._said >= PROGRESS_SECONDS:
+            self._said = time.monotonic()
+            say(f"{stage}: {done:,} of {total:,}")
+
+
+def show(value: Any, text: str, as_json: bool) -> None:
+    """Print a result, for a program or for a person."""
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False) if as_json else text)
+
+
+def as_lines(value: dict[str, Any], indent: str = "") -> str:
+    """Nested values as indented lines; empty tables are left out."""
+    rows = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            rows += [f"{indent}{key}", as_lines(item, indent + "  ")] if item else []
+        else:
+            rows.append(f"{indent}{key:<24} {f'{item:,}' if type(item) is int else item}")
+    return "\n".join(rows)
+
+
+def parse_names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    """``a,b`` as names."""
+    names = tuple(part.strip() for part in value.split(","))
+    if not all(names):
+        raise click.BadParameter("expected names separated by commas.")
+    return names
+
+
+def parse_ks(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    """``1,3,5`` as ascending lengths of a ranking."""
+    try:
+        ks = tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError:
+        ks = ()
+    if not ks or ks[0] < 1 or ks[-1] > 10_000:
+        raise click.BadParameter("expected numbers from 1 to 10000 separated by commas, for example 1,3,5.")
+    return ks
+
+
+def parse_propensity(_: click.Context, __: click.Parameter, value: str) -> tuple[float, float]:
+    """``A,B`` of the propensity model."""
+    try:
+        a, b = (float(part) for part in value.split(","))
+    except ValueError:
+        a = b = float("nan")
+    if not (0 <= a <= 10 and 0 < b <= 1000):
+        raise click.BadParameter("expected A,B, for example 0.55,1.5.")
+    return a, b
