@@ -72,7 +72,7 @@ def test_fifty_rows_of_ones_own_go_all_the_way(tmp_path: Path) -> None:
         == 0
     )
     shutil.rmtree(store)
-    (tmp_path / "new.jsonl").write_text('{"text": "an apple"}\n{"text": "the sea"}\n')
+    (tmp_path / "new.jsonl").write_text('{"text": "red apple"}\n{"text": "blue sea"}\n')
     answer = _run("predict", folder, "--text", "a red apple", "--text", "the blue sea", "--top-k", 1, "--json")
     assert [row["labels"] for row in json.loads(answer.stdout)] == [["fruit"], ["water"]]
     out = tmp_path / "out.jsonl"
