@@ -25,8 +25,17 @@ QUERIES = (
     "walk a directory tree and copy every file",
 )
 CONFIG = """\
+[train]
+epochs = 8
+
+[classifier]
+format = "fp8"
+kahan_head = 0.25
+
+[checkpoint]
+every_steps = 250
 """
-TOKENIZER = "train:16000"
+TOKENIZER, MAX_LENGTH = "train:16000", 64
 KS = (1, 3, 5)
 POLL_SECONDS = 0.2
 
@@ -70,6 +79,8 @@ def _run(out: Path, report: Report) -> dict[str, Any]:
                 str(store),
                 "--tokenizer",
                 TOKENIZER,
+                "--max-length",
+                str(MAX_LENGTH),
             ],
             report,
         )

@@ -59,6 +59,14 @@ def read_json(path: Path) -> Any:
         raise CorruptError(f"{path}: not valid JSON ({error}); the file is damaged.") from error
 
 
+def fsync_tree(root: Path) -> None:
+    """Flush a folder with everything below it."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            fsync_path(Path(folder, name))
+        fsync_path(Path(folder))
+
+
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Fill a temporary folder, then let it appear as ``final`` in one step; on an error nothing remains.
@@ -72,10 +80,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for folder, _, names in os.walk(temporary, topdown=False):
-            for name in names:
-                fsync_path(Path(folder, name))
-            fsync_path(Path(folder))
+        fsync_tree(temporary)
         os.rename(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,7 @@ import torch
 from elmo_stream.config import Config, load_config
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.errors import CorruptError, LockedError, UserError
-from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
+from elmo_stream.files import fsync_tree, read_json, write_bytes_durably, write_json_durably
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder, restore_encoder, save_architecture
 from elmo_stream.system import available_cpus, try_lock
@@ -74,6 +74,7 @@ def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encod
         shutil.rmtree(path / name, ignore_errors=True)
         shutil.copytree(store / name, path / name)
     save_architecture(encoder, path / "encoder")
+    fsync_tree(path)
     train = index.splits["train"].instances
     held_out = min(int(config.train.validation * train), 10_000, train - 1)
     info = RunInfo(

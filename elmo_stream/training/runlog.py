@@ -67,7 +67,7 @@ class RunLog:
         self._instances = 0
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(run / "tensorboard", purge_step=step)
+        self._board = SummaryWriter(run / "tensorboard", purge_step=step + 1)
 
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():

@@ -67,7 +67,7 @@ def test_a_step_is_gradient_descent_on_the_summed_loss() -> None:
     loss.backward()
     dx_BD, mine = classifier.train_step(x_BD, positives, lr=0.1, step=0, want_loss=True)
     assert w_LD.grad is not None and x.grad is not None and mine is not None
-    torch.testing.assert_close(float(mine), float(loss), rtol=1e-6, atol=0)
+    torch.testing.assert_close(float(mine), float(loss.detach()), rtol=1e-6, atol=0)
     torch.testing.assert_close(dx_BD.double(), x.grad, rtol=1e-4, atol=1e-4)
     expected = w_LD.detach() - 0.1 * (w_LD.grad + 0.01 * w_LD.detach())
     torch.testing.assert_close(_weights(classifier).double(), expected, rtol=1e-5, atol=1e-6)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from elmo_stream.config import load_config
 from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
@@ -84,20 +85,26 @@ def test_other_configurations_resume_exactly_too(store: Path, tmp_path: Path, ke
     assert _files(run) == _files(whole)
 
 
-def test_workers_prefetch_and_chunk_size_change_no_weight(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["bag", "bert"])
+@pytest.mark.parametrize("fmt", ["fp32", "bf16", "fp8"])
+def test_workers_prefetch_and_chunk_size_change_no_weight(
+    store: Path, bert: Path, tmp_path: Path, encoder: str, fmt: str
+) -> None:
     from elmo_stream.training.checkpoint import load_checkpoint
 
     def weights(name: str, *keys: str) -> dict[str, bytes]:
-        run = _train(store, tmp_path / name, [*BAG, *keys])
+        run = _train(store, tmp_path / name, [*_encoder(encoder, bert), f"classifier.format={fmt}", *keys])
         checkpoint = load_checkpoint(run)
         assert checkpoint is not None
         labels = json.loads((run / "run.json").read_text())["labels"]
+        assert labels > 1024
+        parts = ("weight", "exponent") if fmt == "fp8" else ("weight",)
         tensors = {
             **checkpoint.tensors("encoder"),
             **checkpoint.tensors("optimizer"),
-            **{part: checkpoint.rows(part, 0, labels) for part in ("weight", "exponent")},
+            **{part: checkpoint.rows(part, 0, labels) for part in parts},
         }
-        return {part: tensor.contiguous().numpy().tobytes() for part, tensor in tensors.items()}
+        return {part: tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for part, tensor in tensors.items()}
 
     reference = weights("reference", "loader.workers=0", "classifier.chunk_labels=100000")
     assert weights("one-worker", "loader.workers=1", "classifier.chunk_labels=1000") == reference
