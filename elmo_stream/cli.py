@@ -242,13 +242,16 @@ def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], jso
     from elmo_stream.files import write_json_durably
     from elmo_stream.training.evaluate import evaluate as evaluate_run
 
+    if json_file is not None and not json_file.parent.is_dir():
+        raise UserError(f"--json {json_file}: its folder does not exist.")
     result = evaluate_run(run, store, split=split, ks=ks, report=say)
     if json_file is not None and str(json_file) != "-":
         write_json_durably(json_file, result)
         json_file = None
     names = dict.fromkeys(name.split("@")[0] for name in result["metrics"])
     rows = [f"{name:<8}" + "".join(f"{100 * result['metrics'][f'{name}@{k}']:>9.2f}" for k in ks) for name in names]
-    head = f"{result['split']} split, {result['instances']:,} instances, step {result['step']:,}; percent"
+    unseen = f"{result['unseen_labels']:,} labels unseen in training left out"
+    head = f"{result['split']} split, {result['instances']:,} instances ({unseen}), step {result['step']:,}; percent"
     show(result, "\n".join([head, " " * 8 + "".join(f"{f'@{k}':>9}" for k in ks), *rows]), json_file is not None)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Verbs(click.Group):
             message, code = "interrupted.", EXIT_INTERRUPTED
         except BaseException as error:
             if ctx.find_root().meta.get("debug"):
-                raise
+                traceback.print_exception(error)
             message, code = _explain(error)
         click.echo(f"error: {message}", err=True)
         ctx.exit(code)

@@ -6,6 +6,7 @@ range are refused with the name of the key. The resolved configuration is saved 
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -15,7 +16,8 @@ from typing import Any, get_type_hints
 from elmo_stream.errors import UserError
 
 MAX_CONFIG_BYTES = 1 << 20
-DEFAULT_ENCODER_LR = {"bag": 0.01, "transformer": 1e-4}
+# (encoder_lr, classifier_lr) by kind of encoder
+DEFAULT_LRS = {"bag": (0.01, 0.02), "transformer": (5e-5, 0.004)}
 
 
 def _key(
@@ -67,7 +69,10 @@ class TrainConfig:
     epochs: int = _key(10, "passes over the training data", low=1, high=1_000_000)
     steps: int = _key(0, "steps in all; 0: as many as the epochs need", low=0)
     validation: float = _key(
-        0.02, "share of the training instances held out for validation (at most 10,000)", low=0.0, high=0.5
+        0.02,
+        "share of the training instances held out for validation, unless the store has a valid split",
+        low=0.0,
+        high=0.5,
     )
 
 
@@ -77,12 +82,12 @@ class OptimizerConfig:
 
     encoder_lr: float = _key(
         0.0,
-        "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 0.0001 for a transformer",
+        "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 0.00005 for a transformer",
         low=0.0,
         high=100.0,
     )
     classifier_lr: float = _key(
-        0.02, "peak learning rate of the classifier (SGD, summed gradients)", low=0.0, high=100.0
+        0.0, "peak learning rate of the classifier (SGD, summed gradients); 0: 0.02 or 0.004", low=0.0, high=100.0
     )
     warmup_steps: int = _key(100, "steps of linear warm-up", low=0)
     schedule: str = _key("cosine", "learning rate after the warm-up", choices=("cosine", "linear", "constant"))
@@ -178,10 +183,13 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def _resolved(config: Config) -> Config:
-    if config.optimizer.encoder_lr:
-        return config
-    encoder_lr = DEFAULT_ENCODER_LR[config.encoder.kind]
-    return replace(config, optimizer=replace(config.optimizer, encoder_lr=encoder_lr))
+    encoder_lr, classifier_lr = DEFAULT_LRS[config.encoder.kind]
+    optimizer = replace(
+        config.optimizer,
+        encoder_lr=config.optimizer.encoder_lr or encoder_lr,
+        classifier_lr=config.optimizer.classifier_lr or classifier_lr,
+    )
+    return replace(config, optimizer=optimizer)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -189,7 +197,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals:
         raise UserError(f"--set {override}: expected KEY=VALUE, for example --set train.batch=256.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
+        value = parsed["value"] if len(parsed) == 1 else text
     except tomllib.TOMLDecodeError:
         value = text.strip()
     target = values
@@ -228,6 +237,8 @@ def _checked(key: str, value: Any, kind: type, meta: Any, source: str) -> Any:
     if meta["choices"] and value not in meta["choices"]:
         raise UserError(f"{source}: {key} must be one of {', '.join(meta['choices'])}; got {value!r}.")
     low, high = meta["low"], meta["high"]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{source}: {key} must be a finite number; got {value}.")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"{source}: {key} must be {limits}; got {value}.")

@@ -5,6 +5,7 @@ and compared byte for byte with one that was never stopped.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 from elmo_stream.demo_baselines import baseline_precisions
 from elmo_stream.demo_corpus import build_corpus
-from elmo_stream.errors import ElmoStreamError
+from elmo_stream.errors import ElmoStreamError, UserError
 from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
 from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
 from elmo_stream.training.runlog import Report, clock
@@ -41,13 +42,20 @@ POLL_SECONDS = 0.2
 
 
 def run_demo(out: Path, *, report: Report = print) -> tuple[dict[str, Any], str]:
-    """Run what is not there yet in ``out`` and return (result, the table and answers as text).
+    """Run the demo in a folder of its own; what an interrupted demo left is used again.
+
+    Returns:
+        The result as plain values, and the table with the answers as text.
 
     Raises:
+        UserError: ``out`` holds other files.
         ElmoStreamError: a step failed; its own output says why.
     """
     begin = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()) and not (out / "demo.toml").exists():
+        raise UserError(f"{out}: holds other files; choose an empty or new folder with --out.")
+    write_bytes_durably(out / "demo.toml", CONFIG.encode())
     result_file = out / "demo.json"
     if result_file.exists():
         report(f"{out}: finished before; remove the folder to run everything anew.")
@@ -56,9 +64,8 @@ def run_demo(out: Path, *, report: Report = print) -> tuple[dict[str, Any], str]
         result = _run(out, report)
         result["seconds"] = round(time.monotonic() - begin, 1)
         write_json_durably(result_file, result)
-    answers = _command(
-        ["predict", str(out / "run"), *(part for query in QUERIES for part in ("--text", query))], report
-    )
+    queries = [part for query in QUERIES for part in ("--text", query)]
+    answers = _command(["predict", str(out / "run"), *queries], report)
     return result, f"{_table(result)}\n\n{answers}"
 
 
@@ -67,31 +74,15 @@ def _run(out: Path, report: Report) -> dict[str, Any]:
     if not (out / "corpus.json").exists():
         report("reading the functions of the installed Python sources ...")
         write_json_durably(out / "corpus.json", build_corpus(out))
-    write_bytes_durably(config, CONFIG.encode())
     if not (store / "index.json").exists():
-        _command(
-            [
-                "shard",
-                str(out / "train.jsonl"),
-                "--test",
-                str(out / "test.jsonl"),
-                "--out",
-                str(store),
-                "--tokenizer",
-                TOKENIZER,
-                "--max-length",
-                str(MAX_LENGTH),
-            ],
-            report,
-        )
+        options = ["--out", str(store), "--tokenizer", TOKENIZER, "--max-length", str(MAX_LENGTH)]
+        report(_command(["shard", str(out / "train.jsonl"), "--test", str(out / "test.jsonl"), *options], report))
+    for name in ("run", "uninterrupted"):
+        shutil.rmtree(out / name, ignore_errors=True)
     killed_at = _train_and_kill(store, out / "run", config, report)
     _command(["resume", str(out / "run")], report)
     _command(["train", str(store), "--out", str(out / "uninterrupted"), "--config", str(config)], report)
     same = _final_files(out / "run") == _final_files(out / "uninterrupted")
-    report(
-        f"killed at step {killed_at:,} and resumed, against uninterrupted: "
-        f"{'the same bytes' if same else 'DIFFERENT bytes'}"
-    )
     model = json.loads(_command(["evaluate", str(out / "run"), "--json"], report))
     report("measuring popularity and 50 nearest neighbours ...")
     return {
@@ -110,31 +101,30 @@ def _command(arguments: Sequence[str], report: Report) -> str:
     done = subprocess.run([sys.executable, "-m", "elmo_stream", *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise ElmoStreamError(f"elmo-stream {arguments[0]} ended with exit code {done.returncode}.")
-    if arguments[0] == "shard":
-        report(done.stdout)
     return done.stdout
 
 
 def _train_and_kill(store: Path, run: Path, config: Path, report: Report) -> int:
-    """Start training and SIGKILL it in the second half; returns the last step that it reported."""
+    """Start training and SIGKILL it in its second half, behind a checkpoint; returns the last step that it reported.
+
+    Raises:
+        ElmoStreamError: the training ended before it could be killed.
+    """
     arguments = ["train", str(store), "--out", str(run), "--config", str(config)]
+    steps = json.loads(_command(["plan", str(store), "--config", str(config), "--json"], report))["steps"]
     report("$ elmo-stream " + " ".join(arguments) + "    (to be killed half way)")
-    plan = json.loads(_command(["plan", str(store), "--config", str(config), "--json"], report))
     process = subprocess.Popen([sys.executable, "-m", "elmo_stream", *arguments])
     try:
-        while process.poll() is None:
-            step = _last_step(run)
-            if step >= plan["steps"] // 2 and checkpoint_steps(run):
-                process.kill()
-                break
+        while process.poll() is None and not (_last_step(run) >= steps // 2 and checkpoint_steps(run)):
             time.sleep(POLL_SECONDS)
+        if process.poll() is not None:
+            raise ElmoStreamError(f"training ended with exit code {process.returncode} before it could be killed.")
     finally:
         process.kill()
         process.wait()
-    report(
-        f"killed (SIGKILL) after step {_last_step(run):,} of {plan['steps']:,}; checkpoints: {checkpoint_steps(run)}"
-    )
-    return _last_step(run)
+    killed_at = _last_step(run)
+    report(f"killed (SIGKILL) behind step {killed_at:,} of {steps:,}; checkpoints: {checkpoint_steps(run)}")
+    return killed_at
 
 
 def _last_step(run: Path) -> int:

@@ -106,11 +106,9 @@ def functions_of(source: bytes) -> list[Function]:
         tree = ast.parse(source)
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (docstring := ast.get_docstring(node)):
             calls = (inner for inner in ast.walk(node) if isinstance(inner, ast.Call))
-            labels = {_called_name(call.func) for call in calls} - {""}
-            if docstring and labels:
+            if labels := {_called_name(call.func) for call in calls} - {""}:
                 text = f"{node.name} {docstring}"[:MAX_TEXT_CHARS]
                 found.append(Function(text.encode(errors="replace").decode(), tuple(sorted(labels))))
     return found

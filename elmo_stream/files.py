@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from elmo_stream.errors import CorruptError, UserError
-from elmo_stream.system import fsync_path
+from elmo_stream.errors import CorruptError, LockedError, UserError
+from elmo_stream.system import folder_lock, fsync_path
 
 _READ_BYTES = 1 << 20
 MAX_JSON_BYTES = 1 << 30
@@ -65,6 +65,20 @@ def fsync_tree(root: Path) -> None:
         for name in names:
             fsync_path(Path(folder, name))
         fsync_path(Path(folder))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if missing, against other processes; the lock ends with this process, however it ends.
+
+    Raises:
+        LockedError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder) as free:
+        if not free:
+            raise LockedError(f"{folder}: another process is working in this folder; let it end first.")
+        yield
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 WINDOWS = sys.platform == "win32"
 
@@ -22,21 +23,35 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def try_lock(stream: IO[str]) -> bool:
-    """Lock an open file against other processes; false when another one holds it. Ends with the process."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[bool]:
+    """Lock an existing folder against other processes while the context lasts; yields whether it was free.
 
-            stream.seek(0)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
+    The lock ends with this process, however it ends.
+    """
+    if sys.platform == "win32":
+        import msvcrt
 
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        with open(folder.with_name(f"{folder.name}.lock"), "a+b") as stream:
+            try:
+                msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+            except OSError:
+                yield False
+                return
+            yield True
+    else:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
 
 
 def peak_resident_bytes() -> int:

@@ -144,8 +144,14 @@ def test_inspect_and_verify_know_stores_runs_and_checkpoints(store: Path, run: P
 
 
 def test_verify_names_the_damaged_file_with_exit_code_74(store: Path, run: Path, tmp_path: Path) -> None:
-    for source, name in ((store, "labels/names.bin"), (run, "checkpoints/step-00000004/encoder.safetensors")):
-        copy = tmp_path / source.name
+    for source, name in (
+        (store, "labels/names.bin"),
+        (run, "checkpoints/step-00000004/encoder.safetensors"),
+        (run, "labels/names.bin"),
+        (run, "tokenizer/tokenizer.json"),
+        (run, "config.toml"),
+    ):
+        copy = tmp_path / name.replace("/", "-") / source.name
         shutil.copytree(source, copy)
         data = bytearray((copy / name).read_bytes())
         data[len(data) // 2] ^= 4
@@ -211,6 +217,8 @@ def test_every_misspelt_argument_of_a_session_is_refused_with_what_to_do(
         (["train", tmp_path / "nowhere", "--out", new], ["nowhere", "elmo-stream shard"]),
         (["train", store], ["--out"]),
         (["train", store, "--out", run], ["elmo-stream resume"]),
+        (["train", store, "--out", store], ["other files"]),
+        (["train", store, "--out", new, "--set", "checkpoint.every_minutes=inf"], ["checkpoint.every_minutes"]),
         (["train", store, "--out", new, "--epochs", "0"], ["--epochs"]),
         (["train", store, "--out", new, "--epochs", "1", "--steps", "1"], ["exclude"]),
         (["train", store, "--out", new, "--config", tmp_path / "no.toml"], ["no.toml"]),
@@ -231,6 +239,9 @@ def test_every_misspelt_argument_of_a_session_is_refused_with_what_to_do(
         (["predict", run, text, "--out", tmp_path / "no" / "out.jsonl"], ["no"]),
         (["predict", run, text, "--text-field", "title", "--out", tmp_path / "out.jsonl"], ["a.jsonl:1", "title"]),
         (["predict", run, "--text", "a", "--top-k", "0"], ["--top-k"]),
+        (["predict", run, "--text", "\udcff"], ["Unicode"]),
+        (["predict", run, text, "--out", tmp_path / "out.csv"], [".jsonl or .parquet"]),
+        (["evaluate", run, "--json", tmp_path / "no" / "out.json"], ["folder"]),
         (["inspect", tmp_path], ["neither"]),
         (["verify", tmp_path], ["neither"]),
     ]:
@@ -283,11 +294,48 @@ def test_two_trainings_in_one_folder_do_not_mix(store: Path, tmp_path: Path) -> 
     try:
         assert first.stderr is not None
         assert any("step" in line for line in first.stderr)
-        _assert_refused(_run("resume", folder), str(first.pid), code=75)
+        _assert_refused(_run("resume", folder), "another process", code=75)
     finally:
         first.kill()
         first.wait()
     assert json.loads((folder / "run.json").read_text())
+
+
+def test_a_changed_configuration_is_not_resumed_with(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(config.replace('format = "fp8"', 'format = "bf16"'))
+    for verb in (["resume", copy], ["evaluate", copy], ["predict", copy, "--text", "a"]):
+        _assert_refused(_run(*verb), "config.toml", code=74)
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": "10"}, {"labels": 10**15}, {"vocab_size": 10**12}, {"prior": 3.0}, {"x": 1}]
+)
+def test_a_run_description_that_lies_is_refused(run: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    info = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**info, **change}))
+    _assert_refused(_run("predict", copy, "--text", "a"), "run.json", code=74)
+
+
+def test_a_store_with_another_tokenizer_is_not_evaluated_on(run: Path, corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    files = [corpus / "train.jsonl", "--test", corpus / "test.jsonl"]
+    assert _run("shard", *files, "--out", other, "--tokenizer", "train:300", "--workers", 1).exit_code == 0
+    _assert_refused(_run("evaluate", run, other), "tokenized otherwise")
+
+
+def test_a_full_disk_is_an_input_output_error_and_the_run_stays_whole(store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = f"ulimit -f 2000; exec {sys.executable} -m elmo_stream train {store} --out {folder} --steps 2"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert process.returncode == 74, process.stderr
+    assert "Traceback" not in process.stderr and "safetensors" in process.stderr
+    assert _run("verify", folder).exit_code == 0
+    assert not list((folder / "checkpoints").iterdir())
 
 
 def test_an_unwritable_place_is_an_input_output_error(store: Path, tmp_path: Path) -> None:

@@ -22,11 +22,17 @@ def main(texts_file: str, matrix_file: str, names_file: str) -> int:
         sizes = f"{len(texts)} texts, {len(names)} names and {len(rows)} rows"
         print(f"{matrix_file}:1: header {header!r} does not fit {sizes}.", file=sys.stderr)
         return 2
-    for text, row in zip(texts, rows, strict=True):
-        labels = [names[int(entry.split(":")[0])] for entry in row.split()]
+    for number, (text, row) in enumerate(zip(texts, rows, strict=True), start=2):
+        ids = [int(entry.split(":")[0]) for entry in row.split()]
+        if ids and not 0 <= min(ids) <= max(ids) < len(names):
+            print(f"{matrix_file}:{number}: a label id is not in [0, {len(names)}).", file=sys.stderr)
+            return 2
+        labels = [names[i] for i in ids]
         print(json.dumps({"text": text, "labels": labels}, ensure_ascii=False))
     return 0
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:4]))

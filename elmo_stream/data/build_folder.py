@@ -1,8 +1,6 @@
 """The folder of a store while it is built: whose it is, what is built there, and how it is cleared away."""
 
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,11 +9,8 @@ from typing import Any
 
 from elmo_stream.data.index import BUILD_NAME, INDEX_NAME, SPLITS, VERSION, Propensity
 from elmo_stream.data.readers import Fields, file_identity
-from elmo_stream.errors import LockedError, UserError
-from elmo_stream.files import new_folder, read_json, write_json_durably
-
-if sys.platform != "win32":
-    import fcntl
+from elmo_stream.errors import UserError
+from elmo_stream.files import locked, new_folder, read_json, write_json_durably
 
 _PLAN_NAME = "plan.json"
 _PARTS = (*SPLITS, "labels", "tokenizer")
@@ -60,8 +55,7 @@ def claim(out: Path, plan: dict[str, Any], report: Callable[[str], None]) -> Ite
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: exists already and is not a folder; choose another place with --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out):
         build = out / BUILD_NAME
         same_plan = (build / _PLAN_NAME).is_file() and read_json(build / _PLAN_NAME) == plan
         finished = (out / INDEX_NAME).exists()
@@ -113,20 +107,3 @@ def _remove_temporaries(out: Path) -> None:
     for folder in (out, *(out / name for name in (*_PARTS, BUILD_NAME))):
         for path in folder.glob(_TEMPORARIES):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process, however it ends; Windows has no such lock."""
-    if sys.platform == "win32":
-        yield
-    else:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise LockedError(f"{folder}: another process is converting into it; let it end.") from error
-            yield
-        finally:
-            os.close(descriptor)

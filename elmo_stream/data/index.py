@@ -126,7 +126,7 @@ class StoreIndex:
                 "reads; convert the data again, or install the version that wrote the store."
             )
         body = {key: item for key, item in value.items() if key not in ("format", "version", "fingerprint")}
-        index: StoreIndex = _decode(cls, body, str(path))
+        index: StoreIndex = decode(cls, body, str(path))
         if index.fingerprint != value.get("fingerprint"):
             raise CorruptError(f"{path}: its content does not match its fingerprint; the index was altered or damaged.")
         index._check_consistency(path)
@@ -174,23 +174,23 @@ def _why_no_index(store: Path) -> str:
     return f"{store}: not a store (no {INDEX_NAME}); make one with `elmo-stream shard TRAIN.jsonl --out FOLDER`."
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Any, value: Any, where: str) -> Any:
     """Rebuild ``kind`` (dataclass, dict, tuple, or scalar) from JSON, refusing whatever is odd."""
     if kind == Files:
-        return _decode_files(value, where)
+        return _files(value, where)
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         expected = {field.name for field in fields(kind)}
         if not isinstance(value, dict) or set(value) != expected:
             raise CorruptError(f"{where}: expected exactly the keys {sorted(expected)}.")
-        return kind(**{key: _decode(hints[key], value[key], f"{where}: {key}") for key in value})
+        return kind(**{key: decode(hints[key], value[key], f"{where}: {key}") for key in value})
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal and value in arguments:
         return value
     if origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is int and type(value) is int and 0 <= value < 2**63:
         return value
     if kind is float and type(value) in (int, float):
@@ -204,7 +204,7 @@ def _name(kind: Any) -> str:
     return "count" if kind is int else getattr(kind, "__name__", str(kind))
 
 
-def _decode_files(value: Any, where: str) -> Files:
+def _files(value: Any, where: str) -> Files:
     if not isinstance(value, dict):
         raise CorruptError(f"{where}: expected a table of files.")
     for name, entry in value.items():

@@ -6,7 +6,6 @@ the index comes last.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from elmo_stream.data.index import Propensity, StoreIndex
 from elmo_stream.data.readers import Fields, check_format
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
+from elmo_stream.system import available_cpus
 
 _PART_BYTES = (2 << 20, 32 << 20)
 _PARTS = 64
@@ -98,7 +98,7 @@ def convert(
     with claim(out, plan, report) as finished:
         if not finished:
             try:
-                with Workers(workers or os.cpu_count() or 1) as pool:
+                with Workers(workers or available_cpus()) as pool:
                     index = Conversion(out, inputs, options, part_bytes, pool, progress).run()
                 if not inputs_unchanged(plan):
                     raise UserError("an input file was changed during the conversion; run the command again.")

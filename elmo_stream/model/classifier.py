@@ -15,7 +15,7 @@ from elmo_kernels import BLOCK_LABELS, LOSSES, ChunkWeights
 from torch import Tensor
 
 from elmo_stream.config import ClassifierConfig
-from elmo_stream.errors import UserError
+from elmo_stream.errors import CorruptError, UserError
 
 # At 768 FP8 features a chunk of this size stays in the L2 cache of a large GPU together with its logits.
 DEFAULT_CHUNK_LABELS = 32 * BLOCK_LABELS
@@ -44,6 +44,7 @@ class ChunkedClassifier:
 
     Raises:
         UserError: ``dim`` is no multiple of 16.
+        CorruptError: the rows of the checkpoint are of another format or size.
     """
 
     def __init__(
@@ -71,20 +72,26 @@ class ChunkedClassifier:
         self.chunks = [self._make(first, last, weights) for first, last in plan_chunks(num_labels, config.chunk_labels)]
 
     def _make(self, first: int, last: int, weights: RowReader | None) -> ChunkWeights:
+        config, shape = self._config, (last - first, self.dim, first)
         kahan_rows = max(0, min(self._kahan_labels, last) - first)
-        chunk = elmo_kernels.make_chunk(
-            self._config.format,
-            last - first,
-            self.dim,
-            first,
-            seed=self._seed,
-            std=self._config.init_std,
-            kahan_rows=kahan_rows,
-            device=self._device,
-        )
-        if weights is not None:
-            for name, tensor in chunk_tensors(chunk).items():
-                tensor.copy_(weights(name, first, first + len(tensor)))
+        if weights is None:
+            return elmo_kernels.make_chunk(
+                config.format,
+                *shape,
+                seed=self._seed,
+                std=config.init_std,
+                kahan_rows=kahan_rows,
+                device=self._device,
+            )
+        chunk = elmo_kernels.empty_chunk(config.format, *shape, kahan_rows=kahan_rows, device=self._device)
+        for name, tensor in chunk_tensors(chunk).items():
+            rows = weights(name, first, first + len(tensor))
+            if rows.dtype != tensor.dtype or rows.shape != tensor.shape:
+                raise CorruptError(
+                    f"the checkpoint's {name!r} is {rows.dtype} {tuple(rows.shape)}, the configuration asks for "
+                    f"{tensor.dtype} {tuple(tensor.shape)}; it belongs to another run."
+                )
+            tensor.copy_(rows)
         return chunk
 
     def train_step(

@@ -3,11 +3,11 @@
 Shapes: B instances, T tokens, D features, V vocabulary.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,15 +29,19 @@ class BagEncoder(nn.Module):
     division by its weights, since the embedding is scaled to unit mean square afterwards.
     """
 
-    def __init__(self, config: EncoderConfig, vocab_size: int, max_length: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: EncoderConfig, vocab_size: int, max_length: int, generator: torch.Generator | None
+    ) -> None:
         super().__init__()
         self.dim = config.dim
         self._vocab_size, self._bigrams = vocab_size, config.bigrams
         entries = vocab_size + config.bigrams
-        self.embedding_VD = nn.Parameter(torch.randn(entries, config.dim, generator=generator) * INIT_STD)
+        self.embedding_VD = nn.Parameter(torch.empty(entries, config.dim))
         self.log_weight_V = nn.Parameter(torch.zeros(entries))
         self.log_weight_T = nn.Parameter(torch.zeros(max_length))
         self.mlp = _residual_mlp(config.dim, config.hidden, generator) if config.hidden else None
+        if generator is not None:
+            nn.init.normal_(self.embedding_VD, std=INIT_STD, generator=generator)
 
     def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool."""
@@ -50,13 +54,15 @@ class BagEncoder(nn.Module):
             weights.append(weights[0][:, :-1])
             masks.append(mask_BT[:, 1:])
         entry_BN, mask_BN = torch.cat(entries, 1), torch.cat(masks, 1)
-        weight_BN = (self.log_weight_V[entry_BN] + torch.cat(weights, 1)).exp() * mask_BN
+        # An embedding of size 1: its backward pass adds in a fixed order, which that of indexing does not.
+        log_weight_BN = functional.embedding(entry_BN, self.log_weight_V.unsqueeze(1)).squeeze(2)
+        weight_BN = (log_weight_BN + torch.cat(weights, 1)).exp() * mask_BN
         x_BD = functional.embedding_bag(entry_BN, self.embedding_VD, per_sample_weights=weight_BN, mode="sum")
         x_BD = _unit_mean_square(x_BD)
         return x_BD if self.mlp is None else x_BD + self.mlp(x_BD)
 
 
-def _residual_mlp(dim: int, hidden: int, generator: torch.Generator) -> nn.Module:
+def _residual_mlp(dim: int, hidden: int, generator: torch.Generator | None) -> nn.Module:
     up, down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
     with torch.no_grad():
         up.weight.normal_(0, dim**-0.5, generator=generator)
@@ -121,11 +127,21 @@ def create_encoder(config: EncoderConfig, *, vocab_size: int, max_length: int, t
     """
     if config.kind == "transformer":
         model = _load_pretrained(config.name, tokenizer)
+        positions = getattr(model.config, "max_position_embeddings", max_length)
+        if not isinstance(getattr(model.config, "hidden_size", None), int):
+            raise UserError(f"encoder.name: {config.name!r} is no text encoder with one hidden size.")
+        if max_length > positions:
+            raise UserError(
+                f"encoder.name: {config.name!r} knows {positions} positions, but the store keeps {max_length} tokens "
+                f"of a text; shard the data with --max-length {positions} or less."
+            )
         return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config)
     generator = torch.Generator().manual_seed(seed)
     body = BagEncoder(config, vocab_size, max_length, generator)
     if config.name:
         table_VD = _load_pretrained(config.name, tokenizer).get_input_embeddings().weight.detach()
+        if len(table_VD) < vocab_size:
+            raise UserError(f"encoder.name: {config.name!r} has fewer embeddings than the tokenizer has entries.")
         if table_VD.shape[1] != config.dim:
             raise UserError(
                 f"encoder.dim is {config.dim}, but the embeddings of {config.name} have "
@@ -146,7 +162,7 @@ def save_architecture(encoder: Encoder, folder: Path) -> None:
 def restore_encoder(config: EncoderConfig, folder: Path, *, vocab_size: int, max_length: int) -> Encoder:
     """An encoder of a run with weights yet to be loaded; reads the run folder only, no network, no code from data."""
     if config.kind == "bag":
-        return Encoder(BagEncoder(config, vocab_size, max_length, torch.Generator()), config)
+        return Encoder(BagEncoder(config, vocab_size, max_length, None), config)
     from transformers import AutoConfig, AutoModel
 
     architecture = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -155,35 +171,49 @@ def restore_encoder(config: EncoderConfig, folder: Path, *, vocab_size: int, max
 
 
 def _load_pretrained(name: str, tokenizer: Path) -> Any:
+    from huggingface_hub import model_info
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     folder = find_pretrained(name, "config.json")
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     try:
-        model = AutoModel.from_pretrained(
-            folder or name,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=folder is not None,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        try:
+            model = AutoModel.from_pretrained(folder or name, local_files_only=True, **options)
+        except (OSError, ValueError):
+            if folder is not None:
+                raise
+            model_info(name, timeout=10)  # says at once that a name is wrong or the network is down
+            model = AutoModel.from_pretrained(name, **options)
+        _check_tokenizer(name, folder, tokenizer)
+    except UserError:
+        raise
+    except Exception as error:  # not found, no network, no safetensors, unknown architecture, damaged files, ...
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"encoder.name: {name!r} is neither a model folder, nor an installed package that ships one, "
-            f"nor a model on the hub that can be reached: {reason}"
+            f"nor a model on the hub that can be reached ({reason})."
         ) from error
-    _check_tokenizer(name, folder, tokenizer)
     return model
 
 
 def _check_tokenizer(name: str, folder: Path | None, tokenizer: Path) -> None:
     from transformers.utils import cached_file
 
-    own = folder / "tokenizer.json" if folder else cached_file(name, "tokenizer.json")
-    if json.loads(Path(own).read_bytes())["model"] != json.loads(tokenizer.read_bytes())["model"]:
+    own = folder / "tokenizer.json" if folder else Path(cached_file(name, "tokenizer.json"))
+    if not own.is_file():
+        raise UserError(f"encoder.name: {name!r} has no tokenizer.json to compare with that of the store.")
+    if _tokenization(own) != _tokenization(tokenizer):
         raise UserError(
             f"encoder.name: the store was not tokenized for {name!r}; shard the data with --tokenizer {name}."
         )
+
+
+def _tokenization(path: Path) -> str:
+    """Everything that decides about token ids, in one spelling."""
+    inner = tokenizers.Tokenizer.from_file(str(path))
+    inner.no_padding()
+    inner.no_truncation()
+    return str(inner.to_str())

@@ -4,8 +4,10 @@ The manifest lists every file with its size and SHA-256; a checkpoint without a 
 classifier is written and read chunk by chunk, and can be read in other chunks than it was written in.
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -53,15 +55,15 @@ def save_checkpoint(
             verify_checkpoint(final)
             return final
         except CorruptError:
-            shutil.rmtree(final)
+            _remove(final)
     with new_folder(final) as folder:
-        save_file(encoder, folder / "encoder.safetensors")
-        save_file(optimizer, folder / "optimizer.safetensors")
+        _save(encoder, folder / "encoder.safetensors")
+        _save(optimizer, folder / "optimizer.safetensors")
         (folder / "classifier").mkdir()
         chunks = []
         for number, (first, last, tensors) in enumerate(classifier):
             name = f"classifier/chunk-{number:05d}.safetensors"
-            save_file(tensors, folder / name)
+            _save(tensors, folder / name)
             chunks.append({"file": name, "first_label": first, "last_label": last})
         write_json_durably(folder / "state.json", {**state, "step": step, "chunks": chunks})
         body = {"format": FORMAT, "version": VERSION, "step": step, "files": list_files(folder)}
@@ -69,11 +71,25 @@ def save_checkpoint(
     return final
 
 
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(errno.EIO, str(error), str(path)) from error
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take the name away first, so that a kill leaves no half-removed checkpoint."""
+    doomed = checkpoint.with_name(f"{checkpoint.name}.tmp-{os.getpid()}")
+    os.rename(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
 def prune_checkpoints(run: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints, and what killed writers left behind."""
     folder = checkpoints_folder(run)
     for step in checkpoint_steps(run)[:-keep]:
-        shutil.rmtree(folder / f"step-{step:08d}")
+        _remove(folder / f"step-{step:08d}")
     for leftover in folder.glob("step-*.tmp-*"):
         shutil.rmtree(leftover)
 

@@ -1,25 +1,50 @@
 """Ranking metrics of a model on a split, out of core: batches from the loader, top-k over the chunks of labels."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from elmo_kernels import BLOCK_LABELS
+from numpy.typing import NDArray
 
 from elmo_stream.config import LoaderConfig
+from elmo_stream.data.batch import Batch
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.labels import LabelNames, inverse_propensity_L
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.errors import UserError
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
-from elmo_stream.training.metrics import RankingMetrics
-from elmo_stream.training.run import device_of_run, open_run, trained_model
+from elmo_stream.training.metrics import RankingMetrics, drop_filtered
+from elmo_stream.training.run import Run, device_of_run, open_run, trained_model
 from elmo_stream.training.runlog import Report
 
 BATCH = 256
+
+
+@dataclass(frozen=True)
+class FilterPairs:
+    """(instance, label) pairs that no ranking may hold, such as reciprocal pairs: rows of the split and label ids."""
+
+    row_P: NDArray[np.int64]
+    label_P: NDArray[np.int64]
+
+    def of(self, instance_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The pairs of a batch: places in the batch, and label ids."""
+        order = np.argsort(instance_B)
+        place = np.minimum(np.searchsorted(instance_B[order], self.row_P), len(order) - 1)
+        here = instance_B[order][place] == self.row_P
+        return order[place[here]], self.label_P[here]
+
+    def most_per_row(self) -> int:
+        """The most pairs that one instance has."""
+        return int(np.unique(self.row_P, return_counts=True)[1].max(initial=0))
+
+
+NO_PAIRS = FilterPairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 def evaluate_model(
@@ -30,33 +55,30 @@ def evaluate_model(
     split: str,
     rows: tuple[int, int] | None,
     ks: Sequence[int],
-    inverse_propensity: np.ndarray | None,
+    inverse_propensity: NDArray[np.float64] | None,
     device: torch.device,
+    filtered: FilterPairs = NO_PAIRS,
 ) -> dict[str, float]:
     """Metrics of the instances in ``rows`` of a split; the encoder's mode is set back afterwards."""
     metrics = RankingMetrics(ks, inverse_propensity)
+    length = max(ks) + filtered.most_per_row()
     was_training = encoder.training
     encoder.eval()
-    with (
-        torch.no_grad(),
-        StreamLoader(
-            store, split=split, rows=rows, batch=BATCH, shuffle=False, block_labels=BLOCK_LABELS, config=LoaderConfig()
-        ) as loader,
-    ):
+    loader = StreamLoader(
+        store, split=split, rows=rows, batch=BATCH, shuffle=False, block_labels=BLOCK_LABELS, config=LoaderConfig()
+    )
+    with torch.no_grad(), loader:
         for batch in loader:
             on_device = batch.to(device)
-            x_BD = encoder(on_device.token_ids_BT, on_device.mask_BT)
-            _, ids_BK = classifier.topk(x_BD, max(ks))
-            metrics.update(_padded(ids_BK.cpu().numpy(), max(ks)), *_true_labels(batch))
+            _, ids = classifier.topk(encoder(on_device.token_ids_BT, on_device.mask_BT), length)
+            ids_BK = np.pad(ids.cpu().numpy(), ((0, 0), (0, length - ids.shape[1])), constant_values=-1)
+            kept_BK = drop_filtered(ids_BK, *filtered.of(batch.instance_B.numpy()), max(ks))
+            metrics.update(kept_BK, *_true_labels(batch))
     encoder.train(was_training)
     return metrics.result()
 
 
-def _padded(ids_BK: np.ndarray, k: int) -> np.ndarray:
-    return np.pad(ids_BK, ((0, 0), (0, k - ids_BK.shape[1])), constant_values=-1)
-
-
-def _true_labels(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+def _true_labels(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     pairs = batch.positives
     by_instance = torch.argsort(pairs.instance_P, stable=True)
     counts = torch.bincount(pairs.instance_P, minlength=len(batch.instance_B)).numpy()
@@ -70,48 +92,67 @@ def evaluate(
     split: str = "test",
     ks: Sequence[int] = (1, 3, 5),
     step: int | None = None,
+    filtered: FilterPairs = NO_PAIRS,
     report: Report = print,
 ) -> dict[str, Any]:
     """Evaluate a run's newest checkpoint (or that of ``step``) on a split of a store, by default the run's own.
+
+    Args:
+        filtered: pairs that are taken out of the rankings before they are cut to k.
 
     Returns:
         ``{"split", "instances", "unseen_labels", "step", "metrics": {"P@1": ..., ...}}`` with fractions in 0...1.
         Labels that training has never seen are counted, and take no part in the metrics.
 
     Raises:
-        UserError: no run, no store, no such split, or the store's labels are not the run's.
+        UserError: no run, no store, no such split, or the store's labels or tokenizer are not the run's.
     """
-    store = store or Path(open_run(run).info.store)
+    opened = open_run(run)
+    store = store or Path(opened.info.store)
     index = StoreIndex.load(store)
     if split not in index.splits:
         raise UserError(f"{store}: has no split {split!r}; it has {', '.join(index.splits)}.")
+    _check_store(opened, store, index)
     device = device_of_run()
-    opened, at_step, encoder, classifier = trained_model(run, step, device, report)
-    own = StoreIndex.load(store).labels.files
-    if not _same_labels(run, own):
-        raise UserError(
-            f"{store}: its labels are not those that {run} was trained on; "
-            "evaluate on a store made with the same training data."
-        )
-    names = LabelNames(run / "labels")
+    at_step, encoder, classifier = trained_model(opened, step, device, report)
     info = opened.info
     weights = inverse_propensity_L(
-        names.frequency_L, info.instances + info.validation_instances, info.propensity_a, info.propensity_b
+        LabelNames(run / "labels").frequency_L,
+        info.train_instances,
+        info.propensity_a,
+        info.propensity_b,
     )
     metrics = evaluate_model(
-        encoder, classifier, store, split=split, rows=None, ks=ks, inverse_propensity=weights, device=device
+        encoder,
+        classifier,
+        store,
+        split=split,
+        rows=None,
+        ks=ks,
+        inverse_propensity=weights,
+        device=device,
+        filtered=filtered,
     )
+    counts = index.splits[split]
     return {
         "split": split,
-        "instances": index.splits[split].instances,
-        "unseen_labels": index.splits[split].unseen_labels,
+        "instances": counts.instances,
+        "unseen_labels": counts.unseen_labels,
         "step": at_step,
         "metrics": metrics,
     }
 
 
-def _same_labels(run: Path, files: dict[str, dict[str, Any]]) -> bool:
-    from elmo_stream.files import list_files
-
-    mine = list_files(run / "labels")
-    return all(mine.get(name) == entry for name, entry in files.items())
+def _check_store(run: Run, store: Path, index: StoreIndex) -> None:
+    own = {name.removeprefix("labels/"): entry for name, entry in run.info.files.items() if name.startswith("labels/")}
+    if index.labels.files != own:
+        raise UserError(
+            f"{store}: its labels are not those that {run.path} was trained on; "
+            "evaluate on a store made with the same training data."
+        )
+    tokenizer = index.tokenizer
+    if (tokenizer.fingerprint, tokenizer.max_length) != (run.info.tokenizer_fingerprint, run.info.max_length):
+        raise UserError(
+            f"{store}: was tokenized otherwise than the data of {run.path}; shard it with the same --tokenizer and "
+            "--max-length."
+        )

@@ -15,7 +15,7 @@ from elmo_stream.data.readers import Fields, Part, check_format, read_part
 from elmo_stream.data.tokenize import Tokenizer
 from elmo_stream.errors import UserError
 from elmo_stream.system import fsync_path
-from elmo_stream.training.run import device_of_run, trained_model
+from elmo_stream.training.run import device_of_run, open_run, trained_model
 from elmo_stream.training.runlog import Report
 
 BATCH = 256
@@ -37,7 +37,7 @@ class Predictor:
 
     def __init__(self, run: Path | str, *, step: int | None = None, report: Report = print) -> None:
         self._device = device_of_run()
-        self._run, self.step, self._encoder, self._classifier = trained_model(Path(run), step, self._device, report)
+        self.step, self._encoder, self._classifier = trained_model(open_run(Path(run)), step, self._device, report)
         self._tokenizer = Tokenizer.load(Path(run) / "tokenizer")
         self._names = LabelNames(Path(run) / "labels")
 
@@ -45,6 +45,11 @@ class Predictor:
         """The ``k`` best labels of each text as (name, probability), best first."""
         if not texts:
             return []
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"The text {text!r:.80} is not valid Unicode; give it as UTF-8.") from error
         tokens, offsets, _ = self._tokenizer.encode_batch(texts)
         token_ids_BT, mask_BT = pad(tokens, offsets, self._tokenizer.pad_id)
         with torch.no_grad():
@@ -74,14 +79,15 @@ def predict(
         raise UserError(f"{out}: exists already; choose another file or remove it first.")
     if not out.parent.is_dir():
         raise UserError(f"{out}: its folder {out.parent} does not exist.")
-    write = _write_parquet if out.suffix == ".parquet" else _write_jsonl
+    if out.suffix not in _WRITERS:
+        raise UserError(f"{out}: the ending says no known format; expected {' or '.join(_WRITERS)}.")
     check_format(source, "auto")
     instances = read_part(Part(source, 0, source.stat().st_size), Fields(tuple(text_fields), label=None))
     predictor = Predictor(run, report=report)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
         with open(temporary, "wb") as stream:
-            count = write(stream, _batches(predictor, (instance.text for instance in instances), k))
+            count = _WRITERS[out.suffix](stream, _batches(predictor, (instance.text for instance in instances), k))
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, out)
@@ -131,3 +137,6 @@ def _write_parquet(stream: IO[bytes], batches: Iterator[list[Prediction]]) -> in
             writer.write_table(pyarrow.Table.from_pylist([_as_row(row) for row in batch], schema))
             count += len(batch)
     return count
+
+
+_WRITERS = {".jsonl": _write_jsonl, ".parquet": _write_parquet}

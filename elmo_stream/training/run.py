@@ -5,24 +5,25 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from elmo_stream.config import Config, load_config
-from elmo_stream.data.index import StoreIndex
-from elmo_stream.errors import CorruptError, LockedError, UserError
-from elmo_stream.files import fsync_tree, read_json, write_bytes_durably, write_json_durably
+from elmo_stream.data.index import Files, StoreIndex, decode
+from elmo_stream.errors import CorruptError, UserError
+from elmo_stream.files import check_files, fsync_tree, list_files, read_json, write_bytes_durably, write_json_durably
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder, restore_encoder, save_architecture
-from elmo_stream.system import available_cpus, try_lock
+from elmo_stream.system import available_cpus
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint
 
 FORMAT, VERSION = "elmo-stream-run", 1
+MAX_LENGTH = 1 << 16
+MAX_VALIDATION = 10_000
+_FOLDERS = ("labels", "tokenizer", "encoder")
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,23 @@ class RunInfo:
     """What a run knows of its data.
 
     ``store`` is where the store was when the run began; ``prior`` the share of positives among all pairs of training
-    instances and labels.
+    instances and labels; ``instances`` those that are trained on; ``files`` the checksums of what was laid down with
+    the run.
     """
 
     store: str
     store_fingerprint: str
+    tokenizer_fingerprint: str
     labels: int
     vocab_size: int
     max_length: int
     prior: float
+    train_instances: int
     instances: int
     validation_instances: int
     propensity_a: float
     propensity_b: float
+    files: Files
 
 
 @dataclass(frozen=True)
@@ -59,78 +64,93 @@ def device_of_run() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def set_threads(threads: int) -> None:
-    """Use so many CPU threads, or all that this process may use."""
+def prepare_torch(threads: int) -> None:
+    """Use so many CPU threads, or all that this process may use, and deterministic algorithms where torch has them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads or available_cpus())
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def held_out_instances(index: StoreIndex, share: float) -> int:
+    """Training instances kept for validation: a share, at most 10,000, never all; none where a valid split is given."""
+    instances = index.splits["train"].instances
+    return 0 if "valid" in index.splits else min(int(share * instances), MAX_VALIDATION, instances - 1)
 
 
 def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encoder: Encoder) -> Run:
-    """Lay out a new run folder; the caller holds its lock."""
+    """Lay out a new run in a folder that is empty, or was left by a creation that did not end; the caller locks it.
+
+    Raises:
+        UserError: the folder holds a run already, or other files.
+    """
+    marker = path / ".creating"
     if (path / "run.json").exists():
         raise UserError(
             f"{path}: holds a run already; continue it with `elmo-stream resume {path}`, or choose another folder."
         )
+    if not marker.exists():
+        if any(path.iterdir()):
+            raise UserError(f"{path}: holds other files; choose an empty or new folder with --out.")
+        marker.touch()
+    for name in (*_FOLDERS, "config.toml"):
+        target = path / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     for name in ("labels", "tokenizer"):
-        shutil.rmtree(path / name, ignore_errors=True)
         shutil.copytree(store / name, path / name)
     save_architecture(encoder, path / "encoder")
+    write_bytes_durably(path / "config.toml", config.to_toml().encode())
     fsync_tree(path)
-    train = index.splits["train"].instances
-    held_out = min(int(config.train.validation * train), 10_000, train - 1)
+    train = index.splits["train"]
+    held_out = held_out_instances(index, config.train.validation)
+    valid = min(index.splits["valid"].instances, MAX_VALIDATION) if "valid" in index.splits else held_out
     info = RunInfo(
         store=str(store.resolve()),
         store_fingerprint=index.fingerprint,
+        tokenizer_fingerprint=index.tokenizer.fingerprint,
         labels=index.labels.count,
         vocab_size=index.tokenizer.vocab_size,
         max_length=index.tokenizer.max_length,
-        prior=index.splits["train"].positives / (train * index.labels.count),
-        instances=train - held_out,
-        validation_instances=held_out,
+        prior=train.positives / (train.instances * index.labels.count),
+        train_instances=train.instances,
+        instances=train.instances - held_out,
+        validation_instances=valid,
         propensity_a=index.propensity.A,
         propensity_b=index.propensity.B,
+        files={name: entry for name, entry in list_files(path).items() if name != marker.name},
     )
-    write_bytes_durably(path / "config.toml", config.to_toml().encode())
     write_json_durably(path / "run.json", {"format": FORMAT, "version": VERSION, **asdict(info)})
+    marker.unlink()
     return Run(path, config, info)
 
 
 def open_run(path: Path) -> Run:
-    """Open a run folder.
+    """Open a run folder and check its small files; ``verify`` checks the label names too.
 
     Raises:
         UserError: there is no run here.
-        CorruptError: ``run.json`` is damaged or of another version.
+        CorruptError: ``run.json`` or another file is damaged, was changed, or is of another version.
     """
     if not (path / "run.json").is_file():
         raise UserError(
             f"{path}: not a run folder (it has no run.json); make one with `elmo-stream train STORE --out {path}`."
         )
     value = read_json(path / "run.json")
-    try:
-        if (value.pop("format"), value.pop("version")) != (FORMAT, VERSION):
-            raise CorruptError(f"{path / 'run.json'}: of another version than this release reads ({VERSION}).")
-        return Run(path, load_config(path / "config.toml"), RunInfo(**value))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"{path / 'run.json'}: damaged ({error!r}).") from error
+    if not isinstance(value, dict) or (value.pop("format", None), value.pop("version", None)) != (FORMAT, VERSION):
+        raise CorruptError(f"{path / 'run.json'}: damaged, or of another version than this release reads ({VERSION}).")
+    info: RunInfo = decode(RunInfo, value, str(path / "run.json"))
+    check_files(path, {name: entry for name, entry in info.files.items() if not name.startswith("labels/")})
+    most_labels = (path / "labels" / "offsets.npy").stat().st_size // 8
+    most_tokens = (path / "tokenizer" / "tokenizer.json").stat().st_size
+    sane = 0 < info.labels <= most_labels and 0 < info.vocab_size <= most_tokens and 0 < info.prior <= 1
+    if not (sane and 0 < info.max_length <= MAX_LENGTH):
+        raise CorruptError(f"{path / 'run.json'}: damaged; its sizes do not fit the files beside it.")
+    return Run(path, load_config(path / "config.toml"), info)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the folder against other processes; the lock ends with this process, however it ends.
-
-    Raises:
-        LockedError: another process holds it.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "a+") as stream:
-        if not try_lock(stream):
-            stream.seek(0)
-            holder = stream.read(64).strip()
-            raise LockedError(f"{path}: another process (pid {holder or 'unknown'}) is training here.")
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
+def verify_run(run: Run) -> None:
+    """Compare every file that was laid down with the run; raises ``CorruptError`` naming the first that differs."""
+    check_files(run.path, run.info.files)
 
 
 def load_model(run: Run, checkpoint: Checkpoint, device: torch.device) -> tuple[Encoder, ChunkedClassifier]:
@@ -156,18 +176,17 @@ def load_model(run: Run, checkpoint: Checkpoint, device: torch.device) -> tuple[
 
 
 def trained_model(
-    path: Path, step: int | None, device: torch.device, report: Any
-) -> tuple[Run, int, Encoder, ChunkedClassifier]:
-    """(run, step, encoder, classifier) of a run's checkpoint, ready to predict.
+    run: Run, step: int | None, device: torch.device, report: Callable[[str], None]
+) -> tuple[int, Encoder, ChunkedClassifier]:
+    """(step, encoder, classifier) of a run's newest checkpoint, or that of ``step``, ready to predict.
 
     Raises:
-        UserError: no run here, or no checkpoint yet.
+        UserError: there is no checkpoint yet, or none of that step.
     """
-    run = open_run(path)
-    set_threads(run.config.threads)
-    checkpoint = load_checkpoint(path, step, report=report)
+    prepare_torch(run.config.threads)
+    checkpoint = load_checkpoint(run.path, step, report=report)
     if checkpoint is None:
-        raise UserError(f"{path}: has no checkpoint yet; finish training with `elmo-stream resume {path}`.")
+        raise UserError(f"{run.path}: has no checkpoint yet; finish training with `elmo-stream resume {run.path}`.")
     encoder, classifier = load_model(run, checkpoint, device)
     encoder.eval()
-    return run, checkpoint.step, encoder, classifier
+    return checkpoint.step, encoder, classifier

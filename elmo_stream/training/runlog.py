@@ -74,11 +74,13 @@ class RunLog:
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break  # cut by a kill
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
-                break  # a line cut by a kill; what follows was not written
+                break  # torn by a power cut; what follows is trained again
         write_bytes_durably(self._path, "".join(kept).encode())
 
     def count(self, instances: int) -> None:

@@ -5,6 +5,7 @@ resumed run repeats the bits of one that was never stopped (same versions, threa
 """
 
 import hashlib
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from elmo_stream.data.batch import Batch
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.errors import CorruptError, UserError
+from elmo_stream.files import locked
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder, create_encoder
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from elmo_stream.training.evaluate import evaluate_model
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
-from elmo_stream.training.run import Run, create_run, device_of_run, load_model, locked, open_run, set_threads
+from elmo_stream.training.run import Run, create_run, device_of_run, load_model, open_run, prepare_torch
 from elmo_stream.training.runlog import Report, RunLog, environment
 
 LOG_STEPS = 50
@@ -40,12 +42,8 @@ def train(store: Path, out: Path, config: Config, *, report: Report = print) -> 
         UserError: bad store or configuration, a run in ``out`` already, or weights that became non-finite.
         LockedError: another process trains in ``out``.
     """
-    set_threads(config.threads)
+    prepare_torch(config.threads)
     index = StoreIndex.load(store)
-    if (out / "run.json").exists():
-        raise UserError(
-            f"{out}: holds a run already; continue it with `elmo-stream resume {out}`, or choose another folder."
-        )
     encoder = create_encoder(
         config.encoder,
         vocab_size=index.tokenizer.vocab_size,
@@ -66,7 +64,7 @@ def resume(path: Path, *, report: Report = print) -> int:
         LockedError: another process trains here.
     """
     run = open_run(path)
-    set_threads(run.config.threads)
+    prepare_torch(run.config.threads)
     with locked(path):
         checkpoint = load_checkpoint(path, report=report)
         if checkpoint is not None and checkpoint.step >= checkpoint.total_steps:
@@ -175,17 +173,23 @@ class _Trainer:
                 self.step,
                 self.step / self.loader.batches_per_epoch,
                 float(loss) / len(batch.instance_B),
-                {"encoder_lr": factor * config.encoder_lr, "classifier_lr": factor * config.classifier_lr},
+                {
+                    "encoder_lr": factor * config.encoder_lr,
+                    "classifier_lr": factor * config.classifier_lr,
+                    "saturated": int(self.classifier.flags[0]),
+                },
             )
 
     def save(self) -> Path:
-        """Write a checkpoint of the current step and remove old ones."""
-        self._check_finite(0.0)
+        """Write a checkpoint of the current step and remove old ones; one that is not finite is never written."""
+        parameters = [p.detach().isfinite().all() for p in self.encoder.parameters()]
+        self._check_finite(0.0 if bool(torch.stack(parameters).all()) else math.nan)
         tensors, numbers = optimizer_tensors(self.optimizer) if self.optimizer is not None else ({}, {})
         state = {
             "total_steps": self.total_steps,
             "loader": self.loader.state_dict(),
             "optimizer": numbers,
+            "saturated": int(self.classifier.flags[0]),
             "environment": environment(),
         }
         path = save_checkpoint(
@@ -204,10 +208,11 @@ class _Trainer:
             self.loader.load_state_dict(checkpoint.state["loader"])
             if self.optimizer is not None:
                 load_optimizer_tensors(self.optimizer, checkpoint.tensors("optimizer"), checkpoint.state["optimizer"])
-            before = checkpoint.state["environment"]
+            before, saturated = checkpoint.state["environment"], int(checkpoint.state["saturated"])
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{checkpoint.folder / 'state.json'}: does not fit this run ({error!r}).") from error
         self.step = checkpoint.step
+        self.classifier.flags[0] = saturated
         changed = [
             f"{key} {before.get(key)} -> {value}" for key, value in environment().items() if before.get(key) != value
         ]
@@ -217,14 +222,15 @@ class _Trainer:
     def _validate(self, log: RunLog) -> None:
         info = self.run.info
         if info.validation_instances:
-            rows = (info.instances, info.instances + info.validation_instances)
+            split, first = ("valid", 0) if "valid" in self.index.splits else ("train", info.instances)
+            rows = (first, first + info.validation_instances)
             log.validation(
                 self.step,
                 evaluate_model(
                     self.encoder,
                     self.classifier,
                     self.store,
-                    split="train",
+                    split=split,
                     rows=rows,
                     ks=VALIDATION_KS,
                     inverse_propensity=None,
@@ -239,11 +245,11 @@ class _Trainer:
 
     def _check_finite(self, loss: float) -> None:
         saturated, non_finite = self.classifier.flags.tolist()
-        if non_finite or loss != loss or loss == float("inf"):
+        if non_finite or not math.isfinite(loss):
             raise UserError(
                 f"step {self.step}: the training diverged ({non_finite:,} non-finite and {saturated:,} "
-                "saturated weights); lower optimizer.classifier_lr or optimizer.encoder_lr, "
-                f"then resume or start again. The checkpoints in {self.run.path} are from before."
+                "saturated weights); start a new run with a lower optimizer.classifier_lr or optimizer.encoder_lr. "
+                f"The checkpoints in {self.run.path} are from before."
             )
 
     def _say_what_is_used(self) -> None:

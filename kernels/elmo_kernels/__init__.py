@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from elmo_kernels.chunks import dequantize, make_chunk
+from elmo_kernels.chunks import dequantize, empty_chunk, make_chunk
 from elmo_kernels.losses import LOSSES
 from elmo_kernels.reference import Step
 from elmo_kernels.rounding import random_bits, stream_key
@@ -37,6 +37,7 @@ __all__ = [
     "Positives",
     "backend_name",
     "dequantize",
+    "empty_chunk",
     "logit_grad",
     "make_chunk",
     "random_bits",

@@ -14,6 +14,33 @@ FP8_FIRST_BINADE = 7
 """The largest code of a fresh row lies in [64, 128), two binades below the one that raises the exponent."""
 
 
+def empty_chunk(
+    fmt: str, labels: int, dim: int, label_offset: int, *, kahan_rows: int = 0, device: torch.device | str = "cpu"
+) -> ChunkWeights:
+    """Weights of the labels ``[label_offset, label_offset + labels)`` whose values are yet to be written.
+
+    Args:
+        fmt: "fp32", "bf16" or "fp8". dim: a multiple of 16. label_offset: a multiple of ``BLOCK_LABELS``.
+        kahan_rows: the first so many rows of this chunk carry a Kahan compensation (bf16, fp8), zero at first.
+
+    Raises:
+        ValueError: for an unknown format or a size out of range.
+    """
+    require_choice("format", fmt, tuple(FORMATS))
+    require_dim(dim)
+    if labels < 1 or not 0 <= kahan_rows <= labels:
+        raise ValueError(f"{labels} labels with {kahan_rows} rows of compensation; at least 1 label, at most all rows.")
+    w = ChunkWeights(
+        fmt=fmt,
+        data_LD=torch.empty(labels, dim, dtype=FORMATS[fmt], device=device),
+        exponent_L=torch.zeros(labels, dtype=torch.int8, device=device) if fmt == "fp8" else None,
+        comp_HD=torch.zeros(kahan_rows, dim, dtype=torch.bfloat16, device=device) if kahan_rows else None,
+        label_offset=label_offset,
+    )
+    require_chunk(w)
+    return w
+
+
 def make_chunk(
     fmt: str,
     labels: int,
@@ -25,33 +52,17 @@ def make_chunk(
     kahan_rows: int = 0,
     device: torch.device | str = "cpu",
 ) -> ChunkWeights:
-    """Random weights of the labels ``[label_offset, label_offset + labels)``, the same however the labels are
-    cut in chunks.
+    """An ``empty_chunk`` with random weights, the same however the labels are cut in chunks.
 
     A weight is a sum of four uniform 16-bit integers from the hash of (seed, label, feature): close to
     normal, standard deviation ``std``, at most 3.46 times it, and exact in float32 on every device.
 
-    Args:
-        fmt: "fp32", "bf16" or "fp8". dim: a multiple of 16. label_offset: a multiple of ``BLOCK_LABELS``.
-        kahan_rows: the first so many rows of this chunk carry a Kahan compensation (bf16, fp8).
-
     Raises:
-        ValueError: for an unknown format, a size out of range, or a ``std`` that is not positive and finite.
+        ValueError: as ``empty_chunk``, or for a ``std`` that is not positive and finite.
     """
-    require_choice("format", fmt, tuple(FORMATS))
-    require_dim(dim)
-    if labels < 1 or not 0 <= kahan_rows <= labels:
-        raise ValueError(f"{labels} labels, {kahan_rows} with compensation: needs 1 label, at most all rows.")
     if not (math.isfinite(std) and std > 0):
-        raise ValueError(f"std of the first weights is {std}; it must be positive and finite.")
-    w = ChunkWeights(
-        fmt=fmt,
-        data_LD=torch.empty(labels, dim, dtype=FORMATS[fmt], device=device),
-        exponent_L=torch.zeros(labels, dtype=torch.int8, device=device) if fmt == "fp8" else None,
-        comp_HD=torch.zeros(kahan_rows, dim, dtype=torch.bfloat16, device=device) if kahan_rows else None,
-        label_offset=label_offset,
-    )
-    require_chunk(w)
+        raise ValueError(f"the standard deviation of the first weights is {std}; it must be positive and finite.")
+    w = empty_chunk(fmt, labels, dim, label_offset, kahan_rows=kahan_rows, device=device)
     for rows in label_blocks(w):
         label_L = torch.arange(rows.start, rows.stop, device=device) + label_offset
         _store_rows(w, rows, _normal_like(seed, label_L, dim) * (std * math.sqrt(3.0) / 2**16))

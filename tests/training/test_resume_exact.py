@@ -151,3 +151,15 @@ def test_a_signal_saves_the_step_at_hand_and_says_how_to_go_on(
     assert f"elmo-stream resume {run}" in errors
     (step,) = checkpoint_steps(run)
     assert 0 < step < 4000
+
+
+def test_validation_takes_the_valid_split_where_there_is_one(corpus: Path, store: Path, tmp_path: Path) -> None:
+    from elmo_stream.data.shard import convert
+
+    other = tmp_path / "store"
+    convert([corpus / "train.jsonl"], other, valid=[corpus / "test.jsonl"], tokenizer="train:300", workers=1)
+    for place, instances, validation in ((store, 1200, 300), (other, 1500, 200)):
+        run = _train(place, tmp_path / f"run-{validation}", [*BAG, "train.steps=1"])
+        info = json.loads((run / "run.json").read_text())
+        assert (info["instances"], info["validation_instances"]) == (instances, validation)
+        assert any("validation/P@1" in row for row in _metrics(run))
