@@ -4,6 +4,8 @@ import importlib.machinery
 import sys
 from pathlib import Path
 
+from elmo_stream.errors import UserError
+
 _DEPTH = 3
 
 
@@ -12,6 +14,9 @@ def find_pretrained(name: str, wanted: str) -> Path | None:
 
     A package is looked up on ``sys.path`` without importing it, since importing runs its code. None when the name is
     neither, and may then be a name on the Hugging Face hub.
+
+    Raises:
+        UserError: the package ships several such folders.
     """
     if Path(name).is_dir():
         return Path(name) if (Path(name) / wanted).is_file() else None
@@ -19,8 +24,14 @@ def find_pretrained(name: str, wanted: str) -> Path | None:
     if not module.isidentifier():
         return None
     spec = importlib.machinery.PathFinder.find_spec(module, sys.path)
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        found = [path for depth in range(_DEPTH) for path in sorted(Path(root).glob("*/" * depth + wanted))]
-        if found:
-            return found[0].parent
+    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    for depth in range(_DEPTH):
+        folders = [path.parent for root in roots for path in sorted(root.glob("*/" * depth + wanted))]
+        if len(folders) > 1:
+            listed = ", ".join(map(str, folders))
+            raise UserError(
+                f"{name}: the package ships several tokenizers or models; give one of the folders {listed}."
+            )
+        if folders:
+            return folders[0]
     return None

@@ -261,5 +261,5 @@ def test_wrong_arguments_are_refused_by_name(make_batch: Callable) -> None:
         _update(w, torch.zeros(10, 2), batch.x_BD, rounding="kahan")
     with pytest.raises(ValueError, match="fp32 with compensation for 3 of 10 rows"):
         ek.make_chunk("fp32", 10, 16, 0, seed=0, std=0.1, kahan_rows=3)
-    with pytest.raises(ValueError, match="std of the first weights is nan"):
+    with pytest.raises(ValueError, match="deviation of the first weights is nan"):
         ek.make_chunk("fp32", 10, 16, 0, seed=0, std=float("nan"))
