@@ -8,8 +8,7 @@ from elmo_stream.config import Config
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
 from elmo_stream.model.classifier import plan_chunks
-from elmo_stream.model.encoder import create_encoder
-from elmo_stream.training.run import held_out_instances
+from elmo_stream.training.run import held_out_instances, new_encoder
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}
 
@@ -47,13 +46,7 @@ def make_plan(store: Path, config: Config) -> Plan:
         UserError: no store, or the encoder is not to be had.
     """
     index = StoreIndex.load(store)
-    encoder = create_encoder(
-        config.encoder,
-        vocab_size=index.tokenizer.vocab_size,
-        max_length=index.tokenizer.max_length,
-        tokenizer=store / "tokenizer" / "tokenizer.json",
-        seed=config.seed,
-    )
+    encoder = new_encoder(store, config, index.tokenizer)
     labels, dim, batch = index.labels.count, encoder.dim, config.train.batch
     rule = config.classifier
     chunks = plan_chunks(labels, rule.chunk_labels)

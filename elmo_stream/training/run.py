@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from elmo_stream.config import Config, load_config
-from elmo_stream.data.index import Files, StoreIndex, decode
+from elmo_stream.data.index import Files, StoreIndex, TokenizerEntry, decode
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import check_files, fsync_tree, list_files, read_json, write_bytes_durably, write_json_durably
 from elmo_stream.model.classifier import ChunkedClassifier
-from elmo_stream.model.encoder import Encoder, restore_encoder, save_architecture
+from elmo_stream.model.encoder import Encoder, create_encoder, restore_encoder, save_architecture
 from elmo_stream.system import available_cpus
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -76,6 +76,17 @@ def held_out_instances(index: StoreIndex, share: float) -> int:
     """Training instances kept for validation: a share, at most 10,000, never all; none where a valid split is given."""
     instances = index.splits["train"].instances
     return 0 if "valid" in index.splits else min(int(share * instances), MAX_VALIDATION, instances - 1)
+
+
+def new_encoder(home: Path, config: Config, sizes: TokenizerEntry | RunInfo) -> Encoder:
+    """An untrained encoder for the tokenizer in ``home``, a store or a run; raises what ``create_encoder`` raises."""
+    return create_encoder(
+        config.encoder,
+        vocab_size=sizes.vocab_size,
+        max_length=sizes.max_length,
+        tokenizer=home / "tokenizer" / "tokenizer.json",
+        seed=config.seed,
+    )
 
 
 def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encoder: Encoder) -> Run:

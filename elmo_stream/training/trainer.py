@@ -24,11 +24,11 @@ from elmo_stream.data.loader import StreamLoader
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import locked
 from elmo_stream.model.classifier import ChunkedClassifier
-from elmo_stream.model.encoder import Encoder, create_encoder
+from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from elmo_stream.training.evaluate import evaluate_model
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
-from elmo_stream.training.run import Run, create_run, device_of_run, load_model, open_run, prepare_torch
+from elmo_stream.training.run import Run, create_run, device_of_run, load_model, new_encoder, open_run, prepare_torch
 from elmo_stream.training.runlog import Report, RunLog, environment
 
 LOG_STEPS = 50
@@ -44,13 +44,7 @@ def train(store: Path, out: Path, config: Config, *, report: Report = print) -> 
     """
     prepare_torch(config.threads)
     index = StoreIndex.load(store)
-    encoder = create_encoder(
-        config.encoder,
-        vocab_size=index.tokenizer.vocab_size,
-        max_length=index.tokenizer.max_length,
-        tokenizer=store / "tokenizer" / "tokenizer.json",
-        seed=config.seed,
-    )
+    encoder = new_encoder(store, config, index.tokenizer)
     with locked(out):
         run = create_run(out, store, index, config, encoder)
         return _Trainer(run, report, encoder=encoder).fit()
@@ -88,13 +82,7 @@ class _Trainer:
         if checkpoint is not None:
             self.encoder, self.classifier = load_model(run, checkpoint, self.device)
         else:
-            encoder = encoder or create_encoder(
-                self.config.encoder,
-                vocab_size=run.info.vocab_size,
-                max_length=run.info.max_length,
-                tokenizer=run.path / "tokenizer" / "tokenizer.json",
-                seed=self.config.seed,
-            )
+            encoder = encoder or new_encoder(run.path, self.config, run.info)
             self.encoder = encoder.to(self.device)
             self.classifier = ChunkedClassifier(
                 run.info.labels,
