@@ -44,7 +44,14 @@ def main() -> None:
 @click.option("--out", required=True, type=FOLDER, help="Folder of the new store.")
 @click.option("--test", multiple=True, type=INPUT_FILE, help="Test file; may be repeated.")
 @click.option("--valid", multiple=True, type=INPUT_FILE, help="Validation file; may be repeated.")
-@click.option("--format", "format_", type=click.Choice(["auto", "jsonl"]), default="auto", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["auto", "jsonl"]),
+    default="auto",
+    show_default=True,
+    help="auto: by the ending of the name.",
+)
 @click.option(
     "--text-field",
     default="text",
@@ -62,8 +69,10 @@ def main() -> None:
 @click.option(
     "--max-length", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens kept of a text."
 )
-@click.option("--store", type=click.Choice(["zarr"]), default="zarr", show_default=True)
-@click.option("--rows-per-shard", type=click.IntRange(1, 1 << 24), default=65536, show_default=True)
+@click.option("--store", type=click.Choice(["zarr"]), default="zarr", show_default=True, help="How shards are kept.")
+@click.option(
+    "--rows-per-shard", type=click.IntRange(1, 1 << 24), default=65536, show_default=True, help="Instances of a shard."
+)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one a CPU]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the shuffle.")
 @click.option(
@@ -124,7 +133,11 @@ def shard(
 
 def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, for example train.batch=256."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key, for example train.batch=256; train --dry-run lists all.",
     )(command)
     return click.option("--config", "config_file", type=INPUT_FILE, help="TOML file with configuration keys.")(command)
 
@@ -199,16 +212,17 @@ def train(
 
 @main.command()
 @click.argument("run", type=FOLDER)
+@click.argument("store", type=FOLDER, required=False)
 @common_options
-def resume(run: Path, as_json: bool) -> None:
-    """Continue a run from its last whole checkpoint.
+def resume(run: Path, store: Path | None, as_json: bool) -> None:
+    """Continue a run from its last whole checkpoint; STORE is needed only if the store was moved.
 
     \b
     elmo-stream resume run
     """
     from elmo_stream.training.trainer import resume as resume_run
 
-    _finish(resume_run(run, report=say), run, as_json)
+    _finish(resume_run(run, store, report=say), run, as_json)
 
 
 def _finish(code: int, run: Path, as_json: bool) -> None:
@@ -234,7 +248,7 @@ def _finish(code: int, run: Path, as_json: bool) -> None:
 )
 @debug_option
 def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], json_file: Path | None) -> None:
-    """Measure a run on a split: P@k, nDCG@k, PSP@k, PSnDCG@k, R@k.
+    """Measure a run on a split of a store (by default its own): P@k, nDCG@k, PSP@k, PSnDCG@k, R@k.
 
     \b
     elmo-stream evaluate run --k 1,3,5 --json result.json
@@ -242,8 +256,8 @@ def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], jso
     from elmo_stream.files import write_json_durably
     from elmo_stream.training.evaluate import evaluate as evaluate_run
 
-    if json_file is not None and not json_file.parent.is_dir():
-        raise UserError(f"--json {json_file}: its folder does not exist.")
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise UserError(f"--json {json_file}: is a folder, or its folder does not exist; give the name of a file.")
     result = evaluate_run(run, store, split=split, ks=ks, report=say)
     if json_file is not None and str(json_file) != "-":
         write_json_durably(json_file, result)
@@ -283,8 +297,8 @@ def predict(
     from elmo_stream.training.predict import Predictor
     from elmo_stream.training.predict import predict as predict_file
 
-    if bool(text) == (source is not None):
-        raise UserError("give either an INPUT file with --out, or --text.")
+    if bool(text) == (source is not None) or (text and out):
+        raise UserError("give either an INPUT file with --out, or --text alone.")
     if source is not None:
         if out is None:
             raise UserError("--out: give the file for the predictions.")
@@ -344,7 +358,7 @@ def demo(out: Path, as_json: bool) -> None:
     elmo-stream demo
 
     Shards the texts, trains, kills its own training half way, resumes it, compares it with a training that was
-    never stopped, and measures it beside popularity and 50 nearest neighbours.
+    never stopped, and measures it beside popularity and 50 nearest neighbours. Takes some minutes.
     """
     from elmo_stream.demo import run_demo
 

@@ -1,17 +1,21 @@
 """What all verbs share: errors as one sentence with an exit code, common options, and how results are shown."""
 
 import json
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
 from elmo_stream.errors import ElmoStreamError
 
-EXIT_IO, EXIT_INTERRUPTED = 74, 130
+EXIT_IO = 74
 PROGRESS_SECONDS = 2.0
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -22,16 +26,19 @@ class Verbs(click.Group):
     """Turns every error into one sentence on stderr and the contract's exit code; ``--debug`` shows the traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit):
-            raise
-        except KeyboardInterrupt:
-            message, code = "interrupted.", EXIT_INTERRUPTED
-        except BaseException as error:
-            if ctx.find_root().meta.get("debug"):
-                traceback.print_exception(error)
-            message, code = _explain(error)
+        with _ending_signals() as caught:
+            try:
+                return super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit):
+                raise
+            except BaseException as error:
+                if ctx.find_root().meta.get("debug"):
+                    traceback.print_exception(error)
+                # A signal in the middle of an import can come out of the library as any error.
+                if caught:
+                    message, code = f"ended by {signal.Signals(caught[0]).name}.", 128 + caught[0]
+                else:
+                    message, code = _explain(error)
         click.echo(f"error: {message}", err=True)
         ctx.exit(code)
 
@@ -39,13 +46,34 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
+@contextmanager
+def _ending_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM raise ``KeyboardInterrupt``, so that half-written files are removed; yields those caught."""
+    caught: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ElmoStreamError):
         return str(error), error.exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}.", EXIT_IO
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        reason = error.strerror or f"could not write all data ({error}); is the disk full?"
+        return f"{where}{reason.rstrip('.')}.", EXIT_IO
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         return "out of memory; lower train.batch or classifier.chunk_labels, or see `elmo-stream plan STORE`.", 1
     return f"{type(error).__name__}: {error} (this is a defect of ours; --debug shows where).", 1
 

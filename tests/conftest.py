@@ -57,3 +57,14 @@ def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         report=lambda line: None,
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps on the store."""
+    from tests.cli_helpers import BAG, run_cli
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = run_cli("train", store, "--out", folder, *BAG)
+    assert result.exit_code == 0, result.output
+    return folder

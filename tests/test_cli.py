@@ -8,32 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from elmo_stream.cli import main
-
-BAG = ["--set", "encoder.dim=32", "--set", "train.batch=256", "--steps", "4"]
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def _assert_refused(result: Result, *words: str, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in result.output
-    if result.stderr.startswith("error: "):
-        assert len(result.stderr.strip().splitlines()) == 1
-
-
-@pytest.fixture(scope="module")
-def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    result = _run("train", store, "--out", folder, *BAG)
-    assert result.exit_code == 0, result.output
-    return folder
+from tests.cli_helpers import assert_refused, run_cli
 
 
 def test_fifty_rows_of_ones_own_go_all_the_way(tmp_path: Path) -> None:
@@ -47,7 +23,7 @@ def test_fifty_rows_of_ones_own_go_all_the_way(tmp_path: Path) -> None:
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store, folder = tmp_path / "store", tmp_path / "run"
-    result = _run(
+    result = run_cli(
         "shard",
         tmp_path / "mine.jsonl",
         "--out",
@@ -66,32 +42,32 @@ def test_fifty_rows_of_ones_own_go_all_the_way(tmp_path: Path) -> None:
     summary = json.loads(result.stdout)
     assert summary["train"]["instances"] == 50 and summary["labels"] == 2
     assert (
-        _run(
+        run_cli(
             "train", store, "--out", folder, "--epochs", 40, "--set", "train.batch=10", "--set", "encoder.dim=16"
         ).exit_code
         == 0
     )
     shutil.rmtree(store)
     (tmp_path / "new.jsonl").write_text('{"text": "red apple"}\n{"text": "blue sea"}\n')
-    answer = _run("predict", folder, "--text", "a red apple", "--text", "the blue sea", "--top-k", 1, "--json")
+    answer = run_cli("predict", folder, "--text", "a red apple", "--text", "the blue sea", "--top-k", 1, "--json")
     assert [row["labels"] for row in json.loads(answer.stdout)] == [["fruit"], ["water"]]
     out = tmp_path / "out.jsonl"
-    assert _run("predict", folder, tmp_path / "new.jsonl", "--out", out).exit_code == 0
+    assert run_cli("predict", folder, tmp_path / "new.jsonl", "--out", out).exit_code == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["labels"][0] for line in lines] == ["fruit", "water"]
     assert all(0 <= p <= 1 for line in lines for p in line["probabilities"])
-    _assert_refused(_run("evaluate", folder), "no such folder")
+    assert_refused(run_cli("evaluate", folder), "no such folder")
 
 
 def test_evaluate_gives_the_contracts_json(run: Path, tmp_path: Path) -> None:
-    result = _run("evaluate", run, "--k", "1,5", "--json", tmp_path / "result.json")
+    result = run_cli("evaluate", run, "--k", "1,5", "--json", tmp_path / "result.json")
     assert result.exit_code == 0, result.output
     value = json.loads((tmp_path / "result.json").read_text())
     assert {"split", "instances", "step", "metrics"} <= set(value)
     assert (value["split"], value["instances"], value["step"]) == ("test", 200, 4)
     assert set(value["metrics"]) == {f"{name}@{k}" for name in ("P", "nDCG", "PSP", "PSnDCG", "R") for k in (1, 5)}
     assert all(0 <= metric <= 1 for metric in value["metrics"].values())
-    assert json.loads(_run("evaluate", run, "--k", "1,5", "--json").stdout) == value
+    assert json.loads(run_cli("evaluate", run, "--k", "1,5", "--json").stdout) == value
 
 
 def test_a_run_folder_is_laid_out_as_promised(run: Path) -> None:
@@ -109,14 +85,14 @@ def test_a_run_folder_is_laid_out_as_promised(run: Path) -> None:
 
 
 def test_resume_of_a_finished_run_says_so(run: Path) -> None:
-    result = _run("resume", run, "--json")
+    result = run_cli("resume", run, "--json")
     assert result.exit_code == 0
     assert "finished already" in result.stderr
     assert json.loads(result.stdout)["step"] == 4
 
 
 def test_dry_run_prints_every_key_and_trains_nothing(store: Path, tmp_path: Path) -> None:
-    result = _run("train", store, "--dry-run", "--set", "seed=4")
+    result = run_cli("train", store, "--dry-run", "--set", "seed=4")
     assert result.exit_code == 0, result.output
     for key in (
         "seed = 4",
@@ -130,33 +106,17 @@ def test_dry_run_prints_every_key_and_trains_nothing(store: Path, tmp_path: Path
         "classifier weights",
     ):
         assert key in result.stdout
-    value = json.loads(_run("train", store, "--dry-run", "--json").stdout)
+    value = json.loads(run_cli("train", store, "--dry-run", "--json").stdout)
     assert value["plan"]["labels"] == value["plan"]["memory"]["classifier exponents"]
-    plan = json.loads(_run("plan", store, "--json").stdout)
+    plan = json.loads(run_cli("plan", store, "--json").stdout)
     assert plan == value["plan"]
 
 
 def test_inspect_and_verify_know_stores_runs_and_checkpoints(store: Path, run: Path) -> None:
     for path, kind in ((store, "store"), (run, "run"), (run / "checkpoints" / "step-00000004", "checkpoint")):
-        assert json.loads(_run("inspect", path, "--json").stdout)["kind"] == kind
-        assert kind in _run("inspect", path).stdout
-        assert json.loads(_run("verify", path, "--json").stdout)["kind"] == kind
-
-
-def test_verify_names_the_damaged_file_with_exit_code_74(store: Path, run: Path, tmp_path: Path) -> None:
-    for source, name in (
-        (store, "labels/names.bin"),
-        (run, "checkpoints/step-00000004/encoder.safetensors"),
-        (run, "labels/names.bin"),
-        (run, "tokenizer/tokenizer.json"),
-        (run, "config.toml"),
-    ):
-        copy = tmp_path / name.replace("/", "-") / source.name
-        shutil.copytree(source, copy)
-        data = bytearray((copy / name).read_bytes())
-        data[len(data) // 2] ^= 4
-        (copy / name).write_bytes(data)
-        _assert_refused(_run("verify", copy), Path(name).name, code=74)
+        assert json.loads(run_cli("inspect", path, "--json").stdout)["kind"] == kind
+        assert kind in run_cli("inspect", path).stdout
+        assert json.loads(run_cli("verify", path, "--json").stdout)["kind"] == kind
 
 
 @pytest.mark.parametrize(
@@ -190,8 +150,8 @@ def test_a_bad_line_is_refused_with_file_and_line_and_nothing_stays(
     good = b'{"text": "good", "labels": ["b"]}\n'
     path = tmp_path / "bad.jsonl"
     path.write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b"\n" + good)
-    result = _run("shard", path, "--out", tmp_path / "store", "--tokenizer", "train:100", "--workers", 1)
-    _assert_refused(result, "bad.jsonl:2:", *words)
+    result = run_cli("shard", path, "--out", tmp_path / "store", "--tokenizer", "train:100", "--workers", 1)
+    assert_refused(result, "bad.jsonl:2:", *words)
     assert not (tmp_path / "store" / "index.json").exists()
 
 
@@ -240,18 +200,20 @@ def test_every_misspelt_argument_of_a_session_is_refused_with_what_to_do(
         (["predict", run, text, "--text-field", "title", "--out", tmp_path / "out.jsonl"], ["a.jsonl:1", "title"]),
         (["predict", run, "--text", "a", "--top-k", "0"], ["--top-k"]),
         (["predict", run, "--text", "\udcff"], ["Unicode"]),
+        (["predict", run, "--text", "a", "--out", tmp_path / "out.jsonl"], ["--text alone"]),
+        (["evaluate", run, "--json", tmp_path], ["folder"]),
         (["predict", run, text, "--out", tmp_path / "out.csv"], [".jsonl or .parquet"]),
         (["evaluate", run, "--json", tmp_path / "no" / "out.json"], ["folder"]),
         (["inspect", tmp_path], ["neither"]),
         (["verify", tmp_path], ["neither"]),
     ]:
-        _assert_refused(_run(*arguments), *words)
+        assert_refused(run_cli(*arguments), *words)
         assert not new.exists() and not (tmp_path / "out.jsonl").exists(), arguments
 
 
 def test_a_tokenizer_that_is_not_the_encoders_is_refused(store: Path, tmp_path: Path, bert_of_others: Path) -> None:
-    _assert_refused(
-        _run(
+    assert_refused(
+        run_cli(
             "train",
             store,
             "--out",
@@ -278,76 +240,11 @@ def bert_of_others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_store_that_was_replaced_is_not_trained_on(store: Path, run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    info = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**info, "store_fingerprint": "0" * 64}))
-    shutil.rmtree(copy / "checkpoints")
-    _assert_refused(_run("resume", copy), "not the store")
-
-
-def test_two_trainings_in_one_folder_do_not_mix(store: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    arguments = ["train", str(store), "--out", str(folder), "--set", "encoder.dim=32", "--steps", "100000"]
-    first = subprocess.Popen([sys.executable, "-m", "elmo_stream", *arguments], stderr=subprocess.PIPE, text=True)
-    try:
-        assert first.stderr is not None
-        assert any("step" in line for line in first.stderr)
-        _assert_refused(_run("resume", folder), "another process", code=75)
-    finally:
-        first.kill()
-        first.wait()
-    assert json.loads((folder / "run.json").read_text())
-
-
-def test_a_changed_configuration_is_not_resumed_with(run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    config = (copy / "config.toml").read_text()
-    (copy / "config.toml").write_text(config.replace('format = "fp8"', 'format = "bf16"'))
-    for verb in (["resume", copy], ["evaluate", copy], ["predict", copy, "--text", "a"]):
-        _assert_refused(_run(*verb), "config.toml", code=74)
-
-
-@pytest.mark.parametrize(
-    "change", [{"labels": "10"}, {"labels": 10**15}, {"vocab_size": 10**12}, {"prior": 3.0}, {"x": 1}]
-)
-def test_a_run_description_that_lies_is_refused(run: Path, tmp_path: Path, change: dict[str, object]) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    info = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**info, **change}))
-    _assert_refused(_run("predict", copy, "--text", "a"), "run.json", code=74)
-
-
-def test_a_store_with_another_tokenizer_is_not_evaluated_on(run: Path, corpus: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    files = [corpus / "train.jsonl", "--test", corpus / "test.jsonl"]
-    assert _run("shard", *files, "--out", other, "--tokenizer", "train:300", "--workers", 1).exit_code == 0
-    _assert_refused(_run("evaluate", run, other), "tokenized otherwise")
-
-
-def test_a_full_disk_is_an_input_output_error_and_the_run_stays_whole(store: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = f"ulimit -f 2000; exec {sys.executable} -m elmo_stream train {store} --out {folder} --steps 2"
-    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert process.returncode == 74, process.stderr
-    assert "Traceback" not in process.stderr and "safetensors" in process.stderr
-    assert _run("verify", folder).exit_code == 0
-    assert not list((folder / "checkpoints").iterdir())
-
-
-def test_an_unwritable_place_is_an_input_output_error(store: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    _assert_refused(_run("train", store, "--out", tmp_path / "file" / "run", *BAG), "file", code=74)
-
-
 def test_parquet_output_reads_back(run: Path, corpus: Path, tmp_path: Path) -> None:
     import pyarrow.parquet
 
     out = tmp_path / "out.parquet"
-    assert _run("predict", run, corpus / "test.jsonl", "--out", out, "--top-k", 3).exit_code == 0
+    assert run_cli("predict", run, corpus / "test.jsonl", "--out", out, "--top-k", 3).exit_code == 0
     table = pyarrow.parquet.read_table(out).to_pylist()
     assert len(table) == 200 and all(len(row["labels"]) == 3 for row in table)
 
@@ -356,7 +253,7 @@ def test_parquet_output_reads_back(run: Path, corpus: Path, tmp_path: Path) -> N
     "verb", ["shard", "plan", "train", "resume", "evaluate", "predict", "inspect", "verify", "demo", "doctor"]
 )
 def test_each_verbs_help_shows_an_example(verb: str) -> None:
-    result = _run(verb, "--help")
+    result = run_cli(verb, "--help")
     assert result.exit_code == 0
     assert f"elmo-stream {verb}" in result.stdout
     assert "--debug" in result.stdout and "--json" in result.stdout

@@ -129,6 +129,10 @@ def parse_instance(line: bytes, fields: Fields) -> RawInstance:
         raise ValueError(
             f"not valid JSON ({error.msg} at column {error.colno}); expected one object a line."
         ) from error
+    except ValueError as error:
+        if "digits" in str(error):
+            raise ValueError("a number has more than 4,300 digits; expected texts and labels.") from error
+        raise
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply; expected one flat object a line.") from error
     if not isinstance(value, dict):

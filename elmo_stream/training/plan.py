@@ -4,10 +4,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from elmo_stream.config import Config
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
 from elmo_stream.model.classifier import plan_chunks
+from elmo_stream.model.encoder import Encoder, restore_encoder
 from elmo_stream.training.run import held_out_instances, new_encoder
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}
@@ -39,6 +42,15 @@ class Plan:
         return "\n".join([head, *(f"  {name:<44}{size / 2**20:>12,.1f} MiB" for name, size in rows)])
 
 
+def _sizes_of_encoder(store: Path, index: StoreIndex, config: Config) -> Encoder:
+    """The encoder for its sizes: a bag takes no memory, a transformer is opened."""
+    if config.encoder.kind == "transformer":
+        return new_encoder(store, config, index.tokenizer)
+    sizes = index.tokenizer
+    with torch.device("meta"):
+        return restore_encoder(config.encoder, store, vocab_size=sizes.vocab_size, max_length=sizes.max_length)
+
+
 def make_plan(store: Path, config: Config) -> Plan:
     """Sizes of training on a store; opens the encoder to know its parameters.
 
@@ -46,7 +58,7 @@ def make_plan(store: Path, config: Config) -> Plan:
         UserError: no store, or the encoder is not to be had.
     """
     index = StoreIndex.load(store)
-    encoder = new_encoder(store, config, index.tokenizer)
+    encoder = _sizes_of_encoder(store, index, config)
     labels, dim, batch = index.labels.count, encoder.dim, config.train.batch
     rule = config.classifier
     chunks = plan_chunks(labels, rule.chunk_labels)

@@ -94,6 +94,7 @@ def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encod
 
     Raises:
         UserError: the folder holds a run already, or other files.
+        CorruptError: the store's labels or tokenizer are damaged.
     """
     marker = path / ".creating"
     if (path / "run.json").exists():
@@ -109,6 +110,8 @@ def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encod
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     for name in ("labels", "tokenizer"):
         shutil.copytree(store / name, path / name)
+    check_files(path / "labels", index.labels.files)
+    check_files(path / "tokenizer", index.tokenizer.files)
     save_architecture(encoder, path / "encoder")
     write_bytes_durably(path / "config.toml", config.to_toml().encode())
     fsync_tree(path)
@@ -136,7 +139,7 @@ def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encod
 
 
 def open_run(path: Path) -> Run:
-    """Open a run folder and check its small files; ``verify`` checks the label names too.
+    """Open a run folder and check the files that were laid down with it.
 
     Raises:
         UserError: there is no run here.
@@ -150,18 +153,13 @@ def open_run(path: Path) -> Run:
     if not isinstance(value, dict) or (value.pop("format", None), value.pop("version", None)) != (FORMAT, VERSION):
         raise CorruptError(f"{path / 'run.json'}: damaged, or of another version than this release reads ({VERSION}).")
     info: RunInfo = decode(RunInfo, value, str(path / "run.json"))
-    check_files(path, {name: entry for name, entry in info.files.items() if not name.startswith("labels/")})
+    check_files(path, info.files)
     most_labels = (path / "labels" / "offsets.npy").stat().st_size // 8
     most_tokens = (path / "tokenizer" / "tokenizer.json").stat().st_size
     sane = 0 < info.labels <= most_labels and 0 < info.vocab_size <= most_tokens and 0 < info.prior <= 1
     if not (sane and 0 < info.max_length <= MAX_LENGTH):
         raise CorruptError(f"{path / 'run.json'}: damaged; its sizes do not fit the files beside it.")
     return Run(path, load_config(path / "config.toml"), info)
-
-
-def verify_run(run: Run) -> None:
-    """Compare every file that was laid down with the run; raises ``CorruptError`` naming the first that differs."""
-    check_files(run.path, run.info.files)
 
 
 def load_model(run: Run, checkpoint: Checkpoint, device: torch.device) -> tuple[Encoder, ChunkedClassifier]:

@@ -22,7 +22,7 @@ from elmo_stream.data.batch import Batch
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.errors import CorruptError, UserError
-from elmo_stream.files import locked
+from elmo_stream.files import check_files, locked
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
@@ -44,14 +44,18 @@ def train(store: Path, out: Path, config: Config, *, report: Report = print) -> 
     """
     prepare_torch(config.threads)
     index = StoreIndex.load(store)
+    check_files(store / "tokenizer", index.tokenizer.files)
     encoder = new_encoder(store, config, index.tokenizer)
     with locked(out):
         run = create_run(out, store, index, config, encoder)
         return _Trainer(run, report, encoder=encoder).fit()
 
 
-def resume(path: Path, *, report: Report = print) -> int:
+def resume(path: Path, store: Path | None = None, *, report: Report = print) -> int:
     """Continue a run from its last whole checkpoint, or from step 0; returns what ``train`` returns.
+
+    Args:
+        store: where the store of the run is now, if it was moved.
 
     Raises:
         UserError: no run here, or its store is gone or was replaced.
@@ -65,15 +69,25 @@ def resume(path: Path, *, report: Report = print) -> int:
             report(f"{path}: finished already, at step {checkpoint.step:,}.")
             return 0
         report(f"{path}: resuming at step {checkpoint.step if checkpoint else 0:,}.")
-        return _Trainer(run, report, checkpoint=checkpoint).fit()
+        return _Trainer(run, report, store=store, checkpoint=checkpoint).fit()
 
 
 class _Trainer:
     def __init__(
-        self, run: Run, report: Report, *, encoder: Encoder | None = None, checkpoint: Checkpoint | None = None
+        self,
+        run: Run,
+        report: Report,
+        *,
+        store: Path | None = None,
+        encoder: Encoder | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.run, self.config, self.report = run, run.config, report
-        self.store = Path(run.info.store)
+        self.store = store or Path(run.info.store)
+        if not self.store.is_dir():
+            raise UserError(
+                f"{self.store}: the store of {run.path} is not there; give its new place: resume RUN STORE."
+            )
         self.index = StoreIndex.load(self.store)
         if self.index.fingerprint != run.info.store_fingerprint:
             raise UserError(f"{self.store}: is not the store that {run.path} was trained on; bring that one back.")
