@@ -37,7 +37,7 @@ class Batch:
     positives: Positives
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; a copy to a GPU runs beside the computation from pinned memory."""
+        """The batch on a device; a copy to a GPU, from pinned memory, does not hold up the host."""
         if device.type == "cpu":
             return self
 

@@ -38,7 +38,9 @@ def build_optimizer(encoder: nn.Module, config: OptimizerConfig) -> torch.optim.
     if parameters[0].dtype == torch.bfloat16:
         import optimi
 
-        return optimi.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, kahan_sum=True)
+        # Left to itself, it would choose its kernel in the first step only, and a resumed run has none.
+        on_gpu = parameters[0].is_cuda
+        return optimi.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, kahan_sum=True, triton=on_gpu)
     return torch.optim.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, fused=True)
 
 

@@ -15,6 +15,7 @@ from elmo_stream.files import write_bytes_durably
 from elmo_stream.system import peak_resident_bytes
 
 LINE_SECONDS = 5.0
+_DECIDING = ("elmo-stream", "numpy", "numba", "triton", "transformers", "torch-optimi")
 
 Report = Callable[[str], None]
 
@@ -24,8 +25,8 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": version("numpy"),
-        "elmo_stream": _version(),
+        "cuda": torch.version.cuda,
+        **{name: _version(name) for name in _DECIDING},
         "machine": platform.machine(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -33,11 +34,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version() -> str:
+def _version(distribution: str) -> str | None:
     try:
-        return version("elmo-stream")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
+        return version(distribution)
+    except PackageNotFoundError:  # a checkout that is not installed, or a system without Triton
+        return None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

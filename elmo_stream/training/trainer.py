@@ -1,7 +1,8 @@
 """The training loop: one screen per step, resumed by integers, stopped only at the edge of a step.
 
 Nothing random has a state: the order of instances, dropout and rounding are functions of (seed, epoch or step), so a
-resumed run repeats the bits of one that was never stopped (same versions, threads and instruction set).
+resumed run repeats the bits of one that was never stopped (on a CPU: same versions, threads and instruction set; for
+GPUs see docs/numerics.md).
 """
 
 import hashlib

@@ -259,4 +259,5 @@ def raise_exponent_kernel(
             after = rt.fp8_value(code) * rt.power_of_two(exponent + 1)[:, None]
             lost = _compensation(comp_ptr, offset, kahan) + (before - after)
             tl.store(comp_ptr + offset, _pattern(rt.bf16_nearest(lost)), mask=kahan)
+    tl.debug_barrier()  # another warp may still have to read the exponents that this one replaces
     tl.store(exponent_ptr + row, (exponent + 1).to(tl.int8), mask=full)

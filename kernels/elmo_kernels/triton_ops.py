@@ -15,7 +15,9 @@ TILES = {"TILE_L": 32, "TILE_B": 32, "TILE_D": 32}
 TILE_P = 32
 TILE_FLAT = 1024
 SLAB_BLOCKS = 64
-"""Label blocks whose input gradients, or logits for the top-k, are held at a time."""
+"""Label blocks whose input gradients are held at a time."""
+TOPK_BLOCKS = 8
+"""Label blocks whose logits are held at a time for the top-k; its merge takes 36 bytes a logit."""
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 4}
 
 
@@ -100,7 +102,7 @@ def _add_input_grad_(w: ChunkWeights, g_LB: Tensor, dx_BD: Tensor) -> None:
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor) -> None:
     """See ``elmo_kernels.topk_merge_``."""
-    labels, slab = w.data_LD.shape[0], SLAB_BLOCKS * BLOCK_LABELS
+    labels, slab = w.data_LD.shape[0], TOPK_BLOCKS * BLOCK_LABELS
     for start in range(0, labels, slab):
         rows = slice(start, min(start + slab, labels))
         z_LB = x_BD.new_empty(rows.stop - rows.start, x_BD.shape[0])
