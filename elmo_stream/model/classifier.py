@@ -110,23 +110,18 @@ class ChunkedClassifier:
         """
         dx_BD = torch.zeros_like(x_BD)
         total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
+        scalars = elmo_kernels.step_scalars(
+            x_BD.device, lr=lr, weight_decay=self._config.weight_decay, seed=self._seed, step=step
+        )
+        x_BD = elmo_kernels.operand(x_BD, self._config.format)
         for chunk in self.chunks:
             g_LB, loss = elmo_kernels.logit_grad(
                 chunk, x_BD, positives, loss=self._config.loss, prior=self._prior, want_loss=want_loss
             )
             if total is not None and loss is not None:
                 total += loss
-            elmo_kernels.update_(
-                chunk,
-                g_LB,
-                x_BD,
-                dx_BD,
-                lr=lr,
-                weight_decay=self._config.weight_decay,
-                rounding=self._rounding,
-                seed=self._seed,
-                step=step,
-                flags=self.flags,
+            elmo_kernels.update_with_(
+                chunk, g_LB, x_BD, dx_BD, scalars=scalars, rounding=self._rounding, flags=self.flags
             )
         return dx_BD, total
 
@@ -135,6 +130,7 @@ class ChunkedClassifier:
         k = min(k, self.num_labels)
         scores_BK = torch.full((len(x_BD), k), float("-inf"), device=x_BD.device)
         ids_BK = torch.full((len(x_BD), k), -1, dtype=torch.int64, device=x_BD.device)
+        x_BD = elmo_kernels.operand(x_BD, self._config.format)
         for chunk in self.chunks:
             elmo_kernels.topk_merge_(scores_BK, ids_BK, chunk, x_BD)
         return scores_BK + self._prior, ids_BK
@@ -152,5 +148,5 @@ class ChunkedClassifier:
 
 def chunk_tensors(chunk: ChunkWeights) -> dict[str, Tensor]:
     """The stored tensors of a chunk by name; each has one row a label."""
-    named = {"weight": chunk.data_LD, "exponent": chunk.exponent_L, "compensation": chunk.comp_HD}
+    named = {"weight": chunk.data_LD, "exponent": chunk.exponent_LG, "compensation": chunk.comp_HD}
     return {name: tensor for name, tensor in named.items() if tensor is not None and len(tensor)}

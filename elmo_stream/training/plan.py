@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from elmo_kernels import num_groups
 
 from elmo_stream.config import Config
 from elmo_stream.data.index import StoreIndex
@@ -80,7 +81,7 @@ def make_plan(store: Path, config: Config) -> Plan:
         steps=config.train.steps or config.train.epochs * per_epoch,
         memory={
             "classifier weights": labels * dim * WEIGHT_BYTES[rule.format],
-            "classifier exponents": labels if rule.format == "fp8" else 0,
+            "classifier exponents": labels * num_groups(dim) if rule.format == "fp8" else 0,
             "classifier Kahan compensation": kahan,
             "gradient of the logits of one chunk": largest * batch * 4,
             "encoder weights": parameters,

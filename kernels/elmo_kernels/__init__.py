@@ -15,14 +15,15 @@ from torch import Tensor
 
 from elmo_kernels.chunks import dequantize, empty_chunk, make_chunk
 from elmo_kernels.losses import LOSSES
-from elmo_kernels.reference import Step
 from elmo_kernels.rounding import random_bits, stream_key
 from elmo_kernels.types import (
     BLOCK_LABELS,
     FORMATS,
+    GROUP_FEATURES,
     ROUNDINGS,
     ChunkWeights,
     Positives,
+    num_groups,
     require_choice,
     require_chunk,
     require_tensor,
@@ -31,6 +32,7 @@ from elmo_kernels.types import (
 __all__ = [
     "BLOCK_LABELS",
     "FORMATS",
+    "GROUP_FEATURES",
     "LOSSES",
     "ROUNDINGS",
     "ChunkWeights",
@@ -40,9 +42,13 @@ __all__ = [
     "empty_chunk",
     "logit_grad",
     "make_chunk",
+    "num_groups",
+    "operand",
     "random_bits",
+    "step_scalars",
     "topk_merge_",
     "update_",
+    "update_with_",
 ]
 
 _MODULES = {"reference": "reference", "numba": "cpu", "triton": "triton_ops"}
@@ -75,6 +81,18 @@ def _backend(w: ChunkWeights) -> ModuleType:
     return importlib.import_module(f"elmo_kernels.{_MODULES[backend_name(w.data_LD.device)]}")
 
 
+def _operand_type(fmt: str, device: torch.device) -> torch.dtype:
+    return torch.float32 if fmt == "fp32" or device.type == "cpu" else torch.bfloat16
+
+
+def operand(x_BD: Tensor, fmt: str) -> Tensor:
+    """Float32 embeddings in the type that products with weights of a format take on their device, contiguous.
+
+    It is bfloat16 on a GPU, where accumulation is FP32, for bf16 and fp8; float32 otherwise.
+    """
+    return x_BD.to(_operand_type(fmt, x_BD.device)).contiguous()
+
+
 def logit_grad(
     w: ChunkWeights,
     x_BD: Tensor,
@@ -90,21 +108,38 @@ def logit_grad(
     them to bf16).
 
     Args:
-        x_BD: contiguous float32 embeddings.
+        x_BD: embeddings, from ``operand``.
         positives: of the whole batch; those of other chunks touch nothing.
         loss: a key of ``LOSSES``. prior: added to every logit; see ``Loss.prior``.
         want_loss: also return the loss, which costs a pass over the logits.
 
     Returns:
-        g_LB float32, and the summed loss of the chunk as a float64 scalar tensor, or None.
+        g_LB in the type of x_BD, and the summed loss of the chunk as a float64 scalar tensor, or None.
 
     Raises:
         ValueError: for an unknown loss or tensors that do not fit.
     """
     require_chunk(w)
     require_choice("loss", loss, tuple(LOSSES))
-    require_tensor("x_BD", x_BD, torch.float32, (x_BD.shape[0], w.data_LD.shape[1]))
+    require_tensor("x_BD", x_BD, _operand_type(w.fmt, w.data_LD.device), (x_BD.shape[0], w.data_LD.shape[1]))
     return _backend(w).logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss)
+
+
+def step_scalars(
+    device: torch.device | str, *, lr: float, weight_decay: float, seed: int, step: int, out: Tensor | None = None
+) -> Tensor:
+    """The numbers of a training step in a tensor on the device, made once for all chunks, without waiting for it.
+
+    A captured CUDA graph reads the tensor again in each replay; ``out`` is the tensor to write over.
+
+    Returns:
+        int64 (3,): the random stream of (seed, step); the FP32 patterns of ``lr`` and ``1 - lr * weight_decay``.
+    """
+    scalars = torch.empty(3, dtype=torch.int64, device=device) if out is None else out
+    lr_bits, keep_bits = torch.tensor([lr, 1 - lr * weight_decay]).view(torch.int32).tolist()
+    for place, number in enumerate((stream_key(seed, step), lr_bits, keep_bits)):
+        scalars[place].fill_(number)
+    return scalars
 
 
 def update_(
@@ -120,15 +155,24 @@ def update_(
     step: int,
     flags: Tensor,
 ) -> None:
+    """``update_with_`` for one chunk alone: seed, step, label and feature decide the random bits."""
+    scalars = step_scalars(w.data_LD.device, lr=lr, weight_decay=weight_decay, seed=seed, step=step)
+    update_with_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags)
+
+
+def update_with_(
+    w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, *, scalars: Tensor, rounding: str, flags: Tensor
+) -> None:
     """One step of gradient descent on a chunk in place, and its part of the gradient of the embeddings.
 
-    ``dx_BD += g^T W`` with the weights from before the step; then ``W <- round(W - lr * (g x + decay * W))``.
-    Rows with compensation (``comp_HD``) round to nearest and carry the rest to the next step; the others
-    round as ``rounding`` says. A new fp8 weight that is not finite keeps its old code.
+    ``dx_BD += g^T W`` with the weights from before the step; then
+    ``W <- round((1 - lr * decay) * W - lr * g x)``. Rows with compensation (``comp_HD``) round to nearest and
+    carry the rest to the next step; the others round as ``rounding`` says. An fp8 group takes the exponent of
+    its largest new weight; where that weight is not finite, it stays what it was.
 
     Args:
-        g_LB: contiguous float32 from ``logit_grad``. x_BD, dx_BD: contiguous float32; dx_BD is added to.
-        rounding: "stochastic" or "nearest". seed, step: with label and feature they decide the random bits.
+        g_LB: contiguous, from ``logit_grad``. x_BD: from ``operand``. dx_BD: contiguous float32, added to.
+        scalars: from ``step_scalars``. rounding: "stochastic" or "nearest".
         flags: int64 (2,): [0] grows by the number of saturated, [1] by the number of non-finite new weights.
 
     Raises:
@@ -137,11 +181,13 @@ def update_(
     require_chunk(w)
     require_choice("rounding", rounding, ROUNDINGS)
     (labels, dim), batch = w.data_LD.shape, x_BD.shape[0]
-    require_tensor("g_LB", g_LB, torch.float32, (labels, batch))
-    require_tensor("x_BD", x_BD, torch.float32, (batch, dim))
+    kind = _operand_type(w.fmt, w.data_LD.device)
+    require_tensor("g_LB", g_LB, kind, (labels, batch))
+    require_tensor("x_BD", x_BD, kind, (batch, dim))
     require_tensor("dx_BD", dx_BD, torch.float32, (batch, dim))
+    require_tensor("scalars", scalars, torch.int64, (3,))
     require_tensor("flags", flags, torch.int64, (2,))
-    _backend(w).update_(w, g_LB, x_BD, dx_BD, Step(lr, weight_decay, rounding, stream_key(seed, step)), flags)
+    _backend(w).update_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags)
 
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor) -> None:
@@ -150,13 +196,13 @@ def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor
     Args:
         scores_BK: float32, -inf at first. ids_BK: int64 label ids, -1 at first and where fewer than K labels
             exist.
-        x_BD: contiguous float32 embeddings.
+        x_BD: embeddings, from ``operand``.
 
     Raises:
         ValueError: for tensors that do not fit.
     """
     require_chunk(w)
-    require_tensor("x_BD", x_BD, torch.float32, (x_BD.shape[0], w.data_LD.shape[1]))
+    require_tensor("x_BD", x_BD, _operand_type(w.fmt, w.data_LD.device), (x_BD.shape[0], w.data_LD.shape[1]))
     require_tensor("scores_BK", scores_BK, torch.float32, (x_BD.shape[0], scores_BK.shape[1]))
     require_tensor("ids_BK", ids_BK, torch.int64, tuple(scores_BK.shape))
     _backend(w).topk_merge_(scores_BK, ids_BK, w, x_BD)

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from elmo_kernels import rounding as rd
-from elmo_kernels.reference import decode_rows, label_blocks
-from elmo_kernels.types import FORMATS, ChunkWeights, require_choice, require_chunk, require_dim
+from elmo_kernels.reference import decode_rows, label_blocks, store_fp8_
+from elmo_kernels.types import FORMATS, ChunkWeights, num_groups, require_choice, require_chunk, require_dim
 
 INIT_STEP = -1
-FP8_FIRST_BINADE = 7
-"""The largest code of a fresh row lies in [64, 128), two binades below the one that raises the exponent."""
 
 
 def empty_chunk(
@@ -33,7 +31,7 @@ def empty_chunk(
     w = ChunkWeights(
         fmt=fmt,
         data_LD=torch.empty(labels, dim, dtype=FORMATS[fmt], device=device),
-        exponent_L=torch.zeros(labels, dtype=torch.int8, device=device) if fmt == "fp8" else None,
+        exponent_LG=torch.zeros(labels, num_groups(dim), dtype=torch.int8, device=device) if fmt == "fp8" else None,
         comp_HD=torch.zeros(kahan_rows, dim, dtype=torch.bfloat16, device=device) if kahan_rows else None,
         label_offset=label_offset,
     )
@@ -77,13 +75,10 @@ def _normal_like(seed: int, label_L: Tensor, dim: int) -> Tensor:
 
 
 def _store_rows(w: ChunkWeights, rows: slice, value_LD: Tensor) -> None:
-    if w.exponent_L is None:
+    if w.exponent_LG is None:
         w.data_LD[rows] = value_LD.to(w.data_LD.dtype)
-        return
-    binade_L = torch.frexp(value_LD.abs().amax(1)).exponent
-    exponent_L = (binade_L - FP8_FIRST_BINADE).clamp(-rd.MAX_EXPONENT, rd.MAX_EXPONENT)
-    w.exponent_L[rows] = exponent_L.to(torch.int8)
-    w.data_LD[rows] = rd.fp8_nearest(value_LD * rd.power_of_two(-exponent_L)[:, None]).to(torch.uint8)
+    else:
+        store_fp8_(w, rows, value_LD)
 
 
 def dequantize(w: ChunkWeights) -> Tensor:

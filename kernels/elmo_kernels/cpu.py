@@ -1,8 +1,8 @@
 """The CPU backend: matrix products by torch, block by block as in ``reference``, and the row operations by
 Numba.
 
-One pass over a row steps, rounds, encodes and, where needed, raises its exponent; the bytes are those of the
-twin.
+One pass over a row steps it, chooses its exponents, rounds and encodes; the bytes are those of the twin. The
+loops over features are written so that LLVM turns each into vector instructions.
 """
 
 from functools import partial
@@ -17,11 +17,11 @@ from elmo_kernels import rounding as rd
 from elmo_kernels import rounding_numba as rn
 from elmo_kernels.numba_jit import compiled
 from elmo_kernels.reference import RowOps, Step
-from elmo_kernels.types import ChunkWeights, Positives
+from elmo_kernels.types import GROUP_FEATURES, ChunkWeights, Positives
 
 _parallel = partial(compiled, parallel=True)
 _ZERO, _INF = np.float32(0), np.float32(np.inf)
-_FP8_MAX, _TOP_BINADE, _MAX_EXPONENT = np.float32(rd.FP8_MAX), np.uint32(rd.FP8_TOP_BINADE), rd.MAX_EXPONENT
+_LARGEST = np.float32(rd.FP8_MAX * 2.0**rd.MAX_EXPONENT)
 
 numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
@@ -35,76 +35,85 @@ def _decode_bf16(data, out):  # pragma: no cover
 
 @_parallel
 def _decode_fp8(data, exponent, out):  # pragma: no cover
-    values = np.empty(256, np.float32)
-    for code in range(256):
-        values[code] = rn.fp8_value(np.uint32(code))
     for row in numba.prange(data.shape[0]):
-        scale = rn.power_of_two(exponent[row])
-        for j in range(data.shape[1]):
-            out[row, j] = values[data[row, j]] * scale
+        for group in range(exponent.shape[1]):
+            scale = rn.power_of_two(exponent[row, group])
+            for j in range(group * GROUP_FEATURES, min((group + 1) * GROUP_FEATURES, data.shape[1])):
+                out[row, j] = rn.fp8_value(data[row, j]) * scale
+
+
+@compiled
+def _step_row(v, w, comp, lr, keep):  # pragma: no cover
+    """Over the gradient in ``v`` write the new values; comp is empty for rows without one. Returns the broken."""
+    broken = 0
+    for j in range(len(v)):
+        v[j] = keep * w[j] - lr * v[j]
+    for j in range(len(comp)):
+        v[j] += rn.bf16_value(comp[j])
+    for j in range(len(v)):
+        broken += not rn.is_finite(v[j])
+    return broken
+
+
+@compiled
+def _compensate(comp, v, new):  # pragma: no cover
+    for j in range(len(comp)):
+        lost = v[j] - new[j]
+        if rn.is_finite(lost):
+            comp[j] = rn.bf16_nearest(lost)
 
 
 @_parallel
-def _update_bf16(data, w, u, comp, lr, decay, stochastic, stream, first, features, bad):  # pragma: no cover
+def _update_bf16(data, w, u, comp, lr, keep, nearest, stream, first, features, bad):  # pragma: no cover
     for row in numba.prange(data.shape[0]):
-        key = rn.row_key(stream, first + row)
-        kahan = row < comp.shape[0]
-        count = 0
-        for j in range(data.shape[1]):
-            v = w[row, j] - lr * (u[row, j] + decay * w[row, j])
-            if kahan:
-                v = v + rn.bf16_value(comp[row, j])
-            if stochastic and not kahan:
-                code = rn.bf16_stochastic(v, rn.weight_bits(key, features[j]))
-            else:
-                code = rn.bf16_nearest(v)
-            new = rn.bf16_value(code)
-            count += not rn.is_finite(new)
-            data[row, j] = code
-            if kahan and rn.is_finite(v - new):
-                comp[row, j] = rn.bf16_nearest(v - new)
-        bad[row, 1] = count
+        v, kahan = u[row], row < comp.shape[0]
+        rest = comp[row] if kahan else comp.reshape(-1)[:0]
+        bad[row, 1] = _step_row(v, w[row], rest, lr, keep)
+        if nearest or kahan:
+            for j in range(len(v)):
+                data[row, j] = rn.bf16_nearest(v[j])
+        else:
+            key = rn.row_key(stream, first + row)
+            for j in range(len(v)):
+                data[row, j] = rn.bf16_stochastic(v[j], rn.weight_bits(key, features[j]))
+        for j in range(len(rest)):
+            w[row, j] = rn.bf16_value(data[row, j])
+        _compensate(rest, v, w[row])
 
 
 @_parallel
-def _update_fp8(
-    data, exponent, w, u, comp, lr, decay, stochastic, stream, first, features, bad
-):  # pragma: no cover  # fmt: skip
+def _update_fp8(data, exponent, w, u, comp, lr, keep, nearest, stream, first, features, bad):  # pragma: no cover
     for row in numba.prange(data.shape[0]):
-        key = rn.row_key(stream, first + row)
-        kahan = row < comp.shape[0]
-        scale, inverse = rn.power_of_two(exponent[row]), rn.power_of_two(-exponent[row])
-        saturated, broken, largest = 0, 0, np.uint32(0)
-        for j in range(data.shape[1]):
-            v = w[row, j] - lr * (u[row, j] + decay * w[row, j])
-            if kahan:
-                v = v + rn.bf16_value(comp[row, j])
-            scaled = v * inverse
-            if stochastic and not kahan:
-                code = rn.fp8_stochastic(scaled, rn.weight_bits(key, features[j]))
-            else:
-                code = rn.fp8_nearest(scaled)
-            finite = rn.is_finite(v)
-            saturated += finite and abs(scaled) > _FP8_MAX
-            broken += not finite
-            code = code if finite else np.uint32(data[row, j])
-            data[row, j] = code
-            largest = max(largest, np.uint32(code & np.uint32(0x7F)))
-            if kahan:
-                lost = v - rn.fp8_value(code) * scale
-                if rn.is_finite(lost):
-                    comp[row, j] = rn.bf16_nearest(lost)
-        bad[row, 0] = saturated
+        v, kahan = u[row], row < comp.shape[0]
+        rest = comp[row] if kahan else comp.reshape(-1)[:0]
+        broken = _step_row(v, w[row], rest, lr, keep)
+        if broken:
+            for j in range(len(v)):
+                v[j] = v[j] if rn.is_finite(v[j]) else w[row, j]
         bad[row, 1] = broken
-        if largest >= _TOP_BINADE and exponent[row] < _MAX_EXPONENT:
-            exponent[row] += 1
-            for j in range(data.shape[1]):
-                old = np.uint32(data[row, j])
-                code = rn.fp8_halve(old, rn.weight_bits(key, features[j]))
-                data[row, j] = code
-                if kahan:
-                    moved = rn.fp8_value(old) * scale - rn.fp8_value(code) * rn.power_of_two(exponent[row])
-                    comp[row, j] = rn.bf16_nearest(rn.bf16_value(comp[row, j]) + moved)
+        key = rn.row_key(stream, first + row)
+        for group in range(exponent.shape[1]):
+            begin, end = group * GROUP_FEATURES, min((group + 1) * GROUP_FEATURES, len(v))
+            largest = np.uint32(0)
+            for j in range(begin, end):
+                largest = max(largest, rn.fp32_bits(abs(v[j])))
+            power = rn.fp8_exponent(largest)
+            exponent[row, group] = power
+            scale = rn.power_of_two(-power)
+            if nearest or kahan:
+                for j in range(begin, end):
+                    data[row, j] = rn.fp8_nearest(v[j] * scale)
+            else:
+                for j in range(begin, end):
+                    data[row, j] = rn.fp8_stochastic(v[j] * scale, rn.weight_bits(key, features[j]))
+            if rn.fp32_value(largest) > _LARGEST:
+                for j in range(begin, end):
+                    bad[row, 0] += abs(v[j]) > _LARGEST
+            if kahan:
+                back = rn.power_of_two(power)
+                for j in range(begin, end):
+                    w[row, j] = rn.fp8_value(data[row, j]) * back
+        _compensate(rest, v, w[row])
 
 
 @_parallel
@@ -141,29 +150,28 @@ def _decode(w: ChunkWeights, rows: slice) -> Tensor:
     if w.fmt == "fp32":
         return reference.decode_rows(w, rows)
     out_LD = torch.empty(w.data_LD[rows].shape)
-    if w.exponent_L is None:
+    if w.exponent_LG is None:
         _decode_bf16(_patterns(w.data_LD[rows]), out_LD.numpy())
     else:
-        _decode_fp8(w.data_LD[rows].numpy(), w.exponent_L[rows].numpy(), out_LD.numpy())
+        _decode_fp8(w.data_LD[rows].numpy(), w.exponent_LG[rows].numpy(), out_LD.numpy())
     return out_LD
 
 
-def _update(w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step, flags: Tensor) -> None:
+def _update(w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step, rounding: str, flags: Tensor) -> None:
     if w.fmt == "fp32":
-        reference.update_rows_(w, rows, w_LD, u_LD, step, flags)
+        reference.update_rows_(w, rows, w_LD, u_LD, step, rounding, flags)
         return
     none = torch.empty(0, w_LD.shape[1], dtype=torch.bfloat16)
     comp = _patterns(none if w.comp_HD is None else w.comp_HD[rows])
-    lr, decay = np.float32(step.lr), np.float32(step.weight_decay)
-    stochastic, first = step.rounding == "stochastic", w.label_offset + rows.start
+    lr, keep = np.float32(step.lr), np.float32(step.keep)
     bad = torch.zeros(w_LD.shape[0], 2, dtype=torch.int64)
     features = rd.feature_key(torch.arange(w_LD.shape[1])).to(torch.uint32).numpy()
-    step_arguments = (comp, lr, decay, stochastic, step.stream, first, features, bad.numpy())
-    if w.exponent_L is None:
-        _update_bf16(_patterns(w.data_LD[rows]), w_LD.numpy(), u_LD.numpy(), *step_arguments)
+    rest = (comp, lr, keep, rounding == "nearest", step.stream, w.label_offset + rows.start, features, bad.numpy())
+    if w.exponent_LG is None:
+        _update_bf16(_patterns(w.data_LD[rows]), w_LD.numpy(), u_LD.numpy(), *rest)
     else:
-        code_LD, exponent_L = w.data_LD[rows].numpy(), w.exponent_L[rows].numpy()
-        _update_fp8(code_LD, exponent_L, w_LD.numpy(), u_LD.numpy(), *step_arguments)
+        code_LD, exponent_LG = w.data_LD[rows].numpy(), w.exponent_LG[rows].numpy()
+        _update_fp8(code_LD, exponent_LG, w_LD.numpy(), u_LD.numpy(), *rest)
     flags += bad.sum(0)
 
 
@@ -181,9 +189,11 @@ def logit_grad(
     return reference.logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss, ops=NUMBA)
 
 
-def update_(w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, step: Step, flags: Tensor) -> None:
-    """See ``elmo_kernels.update_``."""
-    reference.update_(w, g_LB, x_BD, dx_BD, step, flags, ops=NUMBA)
+def update_(
+    w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, *, scalars: Tensor, rounding: str, flags: Tensor
+) -> None:
+    """See ``elmo_kernels.update_with_``."""
+    reference.update_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags, ops=NUMBA)
 
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor) -> None:

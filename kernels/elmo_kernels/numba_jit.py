@@ -11,7 +11,7 @@ from typing import Any
 
 import numba
 
-_SOURCES = ("rounding.py", "rounding_numba.py", "cpu.py")
+_SOURCES = ("rounding.py", "rounding_numba.py", "types.py", "cpu.py")
 
 
 def _cache_folder() -> str:

@@ -10,24 +10,37 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from elmo_kernels import rounding as rd
 from elmo_kernels.losses import LOSSES, target_slope, target_value
-from elmo_kernels.types import BLOCK_LABELS, ChunkWeights, Positives
+from elmo_kernels.types import BLOCK_LABELS, GROUP_FEATURES, ChunkWeights, Positives
 
+Rule = Callable[[Tensor], Tensor]
+"""Float32 values to their codes."""
 NO_LABEL = 0xFFFFFFFF
 """Stands for id -1 in a sort key: label ids are below 2**32 - 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an update needs besides tensors. ``stream`` is the random stream of (seed, step)."""
+    """What an update needs besides tensors.
+
+    Attributes:
+        lr: learning rate. keep: 1 - lr * weight decay, the share of a weight that stays; both float32.
+        stream: signed 64-bit key of (seed, step).
+    """
 
     lr: float
-    weight_decay: float
-    rounding: str
+    keep: float
     stream: int
+
+
+def read_scalars(scalars: Tensor) -> Step:
+    """The numbers in a tensor of ``elmo_kernels.step_scalars``; on a GPU this waits for it."""
+    stream, lr, keep = scalars.tolist()
+    return Step(*(torch.tensor([lr, keep]).to(torch.int32).view(torch.float32).tolist()), stream)
 
 
 def label_blocks(w: ChunkWeights) -> Iterator[slice]:
@@ -38,83 +51,65 @@ def label_blocks(w: ChunkWeights) -> Iterator[slice]:
 
 def decode_rows(w: ChunkWeights, rows: slice) -> Tensor:
     """float32 weights of some rows."""
-    if w.exponent_L is None:
+    if w.exponent_LG is None:
         return w.data_LD[rows].float()
-    return rd.fp8_value(w.data_LD[rows].long()) * rd.power_of_two(w.exponent_L[rows])[:, None]
+    return rd.fp8_value(w.data_LD[rows].long()) * _spread(rd.power_of_two(w.exponent_LG[rows]), w.data_LD.shape[1])
 
 
-def update_rows_(w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step, flags: Tensor) -> None:
+def _spread(group_LG: Tensor, dim: int) -> Tensor:
+    """A value for each group of features as one for each feature, (L, D)."""
+    return group_LG.repeat_interleave(GROUP_FEATURES, 1)[:, :dim]
+
+
+def update_rows_(
+    w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step, rounding: str, flags: Tensor
+) -> None:
     """Step rows, whose float32 values are ``w_LD``, against the gradient ``u_LD`` and round to the format."""
-    v_LD = w_LD - step.lr * (u_LD + step.weight_decay * w_LD)
+    v_LD = step.keep * w_LD - step.lr * u_LD
+    comp = None if w.comp_HD is None else w.comp_HD[rows]
+    head = 0 if comp is None else comp.shape[0]
+    if comp is not None:
+        v_LD[:head] += comp.float()
+    broken = ~v_LD.isfinite()
+    flags[1] += broken.sum()
     if w.fmt == "fp32":
-        flags[1] += (~v_LD.isfinite()).sum()
         w.data_LD[rows] = v_LD
         return
     label_L = torch.arange(rows.start, rows.stop, device=v_LD.device) + w.label_offset
     feature_key_D = rd.feature_key(torch.arange(v_LD.shape[1], device=v_LD.device))
     random_LD = rd.weight_bits(rd.row_key(step.stream, label_L)[:, None], feature_key_D)
-    comp = None if w.comp_HD is None else w.comp_HD[rows]
-    head = 0 if comp is None else comp.shape[0]
-    if comp is not None:
-        v_LD[:head] += comp.float()
-    if w.fmt == "bf16":
-        code_LD = _round_rows(v_LD, random_LD, head, step.rounding, rd.bf16_stochastic, rd.bf16_nearest)
-        new_LD = rd.bf16_value(code_LD)
-        flags[1] += (~new_LD.isfinite()).sum()
-        _compensate_(comp, v_LD, new_LD)
-        w.data_LD[rows] = new_LD.bfloat16()
-        return
-    assert w.exponent_L is not None
-    exponent_L = w.exponent_L[rows]
-    scaled_LD = v_LD * rd.power_of_two(-exponent_L)[:, None]
-    code_LD = _round_rows(scaled_LD, random_LD, head, step.rounding, rd.fp8_stochastic, rd.fp8_nearest)
-    flags[0] += (v_LD.isfinite() & (scaled_LD.abs() > rd.FP8_MAX)).sum()
-    flags[1] += (~v_LD.isfinite()).sum()
-    code_LD = torch.where(v_LD.isfinite(), code_LD, w.data_LD[rows].long())
-    new_LD = rd.fp8_value(code_LD) * rd.power_of_two(exponent_L)[:, None]
-    _compensate_(comp, v_LD, new_LD)
-    _raise_exponents(w, rows, code_LD, new_LD, random_LD, comp)
-
-
-def _round_rows(
-    v_LD: Tensor,
-    random_LD: Tensor,
-    head: int,
-    rounding: str,
-    stochastic: Callable[[Tensor, Tensor], Tensor],
-    nearest: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Codes of a block: rows with compensation to nearest, the others as asked."""
     if rounding == "nearest":
-        return nearest(v_LD)
-    return torch.cat([nearest(v_LD[:head]), stochastic(v_LD[head:], random_LD[head:])])
+        head = len(v_LD)
 
+    def rounded(v_LD: Tensor, nearest: Rule, stochastic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return torch.cat([nearest(v_LD[:head]), stochastic(v_LD[head:], random_LD[head:])])
 
-def _compensate_(comp: Tensor | None, v_LD: Tensor, new_LD: Tensor) -> None:
-    """Kahan's sum: keep what rounding took from the first rows; where that is not finite, keep the old."""
+    if w.exponent_LG is None:
+        code_LD = rounded(v_LD, rd.bf16_nearest, rd.bf16_stochastic)
+        w.data_LD[rows] = code_LD.to(torch.int16).view(torch.bfloat16)
+        new_LD = rd.bf16_value(code_LD)
+    else:
+        v_LD = torch.where(broken, w_LD, v_LD)
+        flags[0] += (v_LD.abs() > rd.FP8_MAX * 2.0**rd.MAX_EXPONENT).sum()
+        store_fp8_(w, rows, v_LD, lambda scaled_LD: rounded(scaled_LD, rd.fp8_nearest, rd.fp8_stochastic))
+        new_LD = decode_rows(w, rows)
     if comp is not None:
-        lost = (v_LD - new_LD)[: comp.shape[0]]
-        comp.copy_(torch.where(lost.isfinite(), rd.bf16_value(rd.bf16_nearest(lost)).bfloat16(), comp))
+        # Kahan's sum: keep what rounding took; where that is not finite, keep the old.
+        lost_HD = (v_LD - new_LD)[: len(comp)]
+        comp.copy_(torch.where(lost_HD.isfinite(), rd.bf16_value(rd.bf16_nearest(lost_HD)).bfloat16(), comp))
 
 
-def _raise_exponents(
-    w: ChunkWeights, rows: slice, code_LD: Tensor, value_LD: Tensor, random_LD: Tensor, comp: Tensor | None
-) -> None:
-    """Store codes; a row that reaches the top binade is halved, on codes, and its exponent raised by one.
+def store_fp8_(w: ChunkWeights, rows: slice, v_LD: Tensor, encode: Rule = rd.fp8_nearest) -> None:
+    """Store finite values as codes, with ``encode`` for values scaled by their exponents.
 
-    So a row always has a factor of two to grow into before the next step, and saturation needs a step that
-    doubles it.
+    The exponent of a group follows its largest new value, whatever it was before. So no value that E4M3 can be
+    scaled to is ever cut off, and a group that shrinks gets its resolution back.
     """
-    assert w.exponent_L is not None
-    exponent_L = w.exponent_L[rows]
-    full_L = ((code_LD & 0x7F).amax(1) >= rd.FP8_TOP_BINADE) & (exponent_L < rd.MAX_EXPONENT)
-    code_LD = torch.where(full_L[:, None], rd.fp8_halve(code_LD, random_LD), code_LD)
-    exponent_L += full_L
-    w.data_LD[rows] = code_LD.to(torch.uint8)
-    if comp is not None:
-        head = comp.shape[0]
-        lost = comp.float() + (value_LD - decode_rows(w, rows))[:head]
-        comp.copy_(torch.where(full_L[:head, None], rd.bf16_value(rd.bf16_nearest(lost)).bfloat16(), comp))
+    assert w.exponent_LG is not None
+    padded_LD = F.pad(v_LD.abs(), (0, -v_LD.shape[1] % GROUP_FEATURES))
+    exponent_LG = rd.fp8_exponent(padded_LD.unflatten(1, (-1, GROUP_FEATURES)).amax(2))
+    w.exponent_LG[rows] = exponent_LG.to(torch.int8)
+    w.data_LD[rows] = encode(v_LD * _spread(rd.power_of_two(-exponent_LG), v_LD.shape[1])).to(torch.uint8)
 
 
 def merge_rows_(scores_BK: Tensor, ids_BK: Tensor, z_BL: Tensor, first_label: int) -> None:
@@ -144,7 +139,7 @@ class RowOps:
     """The element-wise part of a backend, for the rows of one label block."""
 
     decode: Callable[[ChunkWeights, slice], Tensor] = decode_rows
-    update_: Callable[[ChunkWeights, slice, Tensor, Tensor, Step, Tensor], None] = update_rows_
+    update_: Callable[[ChunkWeights, slice, Tensor, Tensor, Step, str, Tensor], None] = update_rows_
     merge_: Callable[[Tensor, Tensor, Tensor, int], None] = merge_rows_
 
 
@@ -180,13 +175,22 @@ def logit_grad(
 
 
 def update_(
-    w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, step: Step, flags: Tensor, ops: RowOps = TWIN
+    w: ChunkWeights,
+    g_LB: Tensor,
+    x_BD: Tensor,
+    dx_BD: Tensor,
+    *,
+    scalars: Tensor,
+    rounding: str,
+    flags: Tensor,
+    ops: RowOps = TWIN,
 ) -> None:
-    """See ``elmo_kernels.update_``."""
+    """See ``elmo_kernels.update_with_``."""
+    step = read_scalars(scalars)
     for rows in label_blocks(w):
         w_LD = ops.decode(w, rows)
-        dx_BD += torch.mm(g_LB[rows].T, w_LD)
-        ops.update_(w, rows, w_LD, torch.mm(g_LB[rows], x_BD), step, flags)
+        dx_BD.addmm_(g_LB[rows].T, w_LD)
+        ops.update_(w, rows, w_LD, torch.mm(g_LB[rows], x_BD), step, rounding, flags)
 
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, ops: RowOps = TWIN) -> None:

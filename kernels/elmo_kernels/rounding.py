@@ -5,8 +5,7 @@ bytes. FP32 values enter as their bit patterns; a weight leaves as its code. No 
 it.
 
 Codes: bf16 is the upper half of the FP32 pattern. FP8 is E4M3 (OCP OFP8, finite + NaN): sign, 4 exponent bits
-of bias 7, 3 mantissa bits; 0x7F is NaN, 0x7E is 448; magnitudes below 16 (2**-5) lie on one even grid of step
-2**-9.
+of bias 7, 3 mantissa bits; 0x7F is NaN, 0x7E is 448; magnitudes below 2**-6 lie on an even grid of step 2**-9.
 """
 
 import torch
@@ -17,19 +16,23 @@ MASK_64 = 0xFFFFFFFFFFFFFFFF
 FP32_INF = 0x7F800000
 FP32_SIGN = 0x80000000
 
+BF16_NAN_CODE = 0x7FC0
+"""The one NaN that is written: hardware differs in the payloads it propagates."""
+
 FP8_MAX = 448.0
 FP8_MAX_CODE = 0x7E
 FP8_NAN_CODE = 0x7F
-FP8_TOP_BINADE = 0x78
-FP8_EVEN_GRID = 16
-FP8_MIN_NORMAL = 2.0**-6
 FP8_MIN_NORMAL_BITS = (127 - 6) << 23
 FP8_REBIAS = (127 - 7) << 3
+FP8_FRACTION_BITS = 20
 FP8_TINY_SCALE = 2.0**29
 """Steps of 2**-9 as fixed point with 20 fractional bits."""
-FP8_TINY_MAGIC = 2.0**14
-"""An FP32 number whose last bit is worth 2**-9: adding it rounds to that grid, ties to even."""
-MAX_EXPONENT = 100
+FP8_SHIFT = -120
+"""E4M3 times 2**-120 is FP32 with its exponent field, its subnormals included, in the same places."""
+TOP_BINADE = 7
+"""The largest magnitude of a group lies in [2**7, 2**8) times its scale: rounding up never leaves E4M3."""
+MIN_EXPONENT, MAX_EXPONENT = -100, 6
+"""With these ``2**(exponent - FP8_SHIFT)`` and ``2**(FP8_SHIFT - exponent)`` are normal FP32 numbers."""
 
 # Increment and multipliers of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
 # 2014, section 5).
@@ -82,16 +85,15 @@ def feature_key(feature_D: Tensor) -> Tensor:
 
 
 def weight_bits(row_key_L1: Tensor, feature_key_D: Tensor) -> Tensor:
-    """32 random bits, int64 in [0, 2**32), from the keys of row and feature, in 8 operations on 32 bits.
+    """32 bits, int64 in [0, 2**32), from the keys of row and feature, in 6 operations on 32 bits.
 
-    The upper bits are the best; rounding uses them from the top.
+    The upper 20 bits are random, and rounding uses them from the top; the lower ones of a product are not.
     """
     x = (feature_key_D ^ row_key_L1) & MASK_32
     x = (x * WEIGHT_1) & MASK_32
     x = x ^ (x >> 15)
     x = (x + (row_key_L1 >> 32)) & MASK_32
-    x = (x * WEIGHT_2) & MASK_32
-    return x ^ (x >> 16)
+    return (x * WEIGHT_2) & MASK_32
 
 
 def random_bits(seed: int, step: int, label_L: Tensor, feature_D: Tensor) -> Tensor:
@@ -120,46 +122,42 @@ def bf16_value(code: Tensor) -> Tensor:
 def bf16_stochastic(v: Tensor, random: Tensor) -> Tensor:
     """bf16 codes (int64) of float32 values, rounded up in magnitude as often as the dropped part is large."""
     bits = fp32_bits(v)
-    return torch.where(v.isnan(), (bits >> 16) | 0x40, ((bits + (random >> 16)) & MASK_32) >> 16)
+    return torch.where(v.isnan(), BF16_NAN_CODE, ((bits + (random >> 16)) & MASK_32) >> 16)
 
 
 def bf16_nearest(v: Tensor) -> Tensor:
     """bf16 codes (int64) of float32 values, nearest, ties to even."""
     bits = fp32_bits(v)
-    return torch.where(v.isnan(), (bits >> 16) | 0x40, ((bits + 0x7FFF + ((bits >> 16) & 1)) & MASK_32) >> 16)
+    return torch.where(v.isnan(), BF16_NAN_CODE, ((bits + 0x7FFF + ((bits >> 16) & 1)) & MASK_32) >> 16)
 
 
-def _fp8_finish(bits: Tensor, normal: Tensor, tiny: Tensor) -> Tensor:
-    magnitude = bits & ~FP32_SIGN
-    code = torch.where(magnitude < FP8_MIN_NORMAL_BITS, tiny, normal).clamp(max=FP8_MAX_CODE)
-    code = torch.where(magnitude > FP32_INF, FP8_NAN_CODE, code)
-    return code | ((bits >> 24) & 0x80)
+def fp8_fixed(v: Tensor) -> Tensor:
+    """Magnitudes as fixed point over the codes, int64: ``code * 2**20 + fraction``, rounded to nearest even.
+
+    It is the FP32 pattern of ``|v| * 2**FP8_SHIFT``, which a GPU forms by that multiplication. Here the
+    subnormals, whose grid is even, are taken apart, since CPUs are slow with FP32's and may flush them.
+    """
+    magnitude = fp32_bits(v) & ~FP32_SIGN
+    normal = magnitude - (FP8_REBIAS << FP8_FRACTION_BITS)
+    tiny = torch.where(magnitude < FP8_MIN_NORMAL_BITS, v.abs(), 0.0).double() * FP8_TINY_SCALE
+    return torch.where(magnitude < FP8_MIN_NORMAL_BITS, tiny.round().to(torch.int64), normal)
 
 
-def _fp8_tiny(v: Tensor) -> Tensor:
-    """Magnitudes below the normal range as they are; 0 for the others, whose result is not used."""
-    return torch.where(v.abs() < FP8_MIN_NORMAL, v.abs(), 0.0)
+def _fp8_finish(v: Tensor, fixed: Tensor) -> Tensor:
+    code = (fixed >> FP8_FRACTION_BITS).clamp(max=FP8_MAX_CODE)
+    return torch.where(v.isnan(), FP8_NAN_CODE, code) | ((fp32_bits(v) >> 24) & 0x80)
 
 
 def fp8_stochastic(v: Tensor, random: Tensor) -> Tensor:
-    """E4M3 codes (int64) of float32 values, unbiased from 2**-29 to 448; saturates at 448, NaN stays NaN.
-
-    Normal range: the 20 dropped bits of the pattern are compared with 20 random bits. Below 2**-6 the grid is
-    even, so the magnitude is taken as fixed point with 20 fractional bits instead.
-    """
-    bits = fp32_bits(v)
-    normal = (((bits & ~FP32_SIGN) + (random >> 12)) >> 20) - FP8_REBIAS
-    tiny = ((_fp8_tiny(v) * FP8_TINY_SCALE).to(torch.int64) + (random >> 12)) >> 20
-    return _fp8_finish(bits, normal, tiny)
+    """E4M3 codes (int64) of float32 values, unbiased from 2**-29 to 448; saturates at 448, NaN stays NaN."""
+    return _fp8_finish(v, fp8_fixed(v) + (random >> (32 - FP8_FRACTION_BITS)))
 
 
 def fp8_nearest(v: Tensor) -> Tensor:
     """E4M3 codes (int64) of float32 values, nearest, ties to even; saturates at 448, NaN stays NaN."""
-    bits = fp32_bits(v)
-    magnitude = bits & ~FP32_SIGN
-    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - FP8_REBIAS
-    tiny = fp32_bits(_fp8_tiny(v) + FP8_TINY_MAGIC) - ((127 + 14) << 23)
-    return _fp8_finish(bits, normal, tiny)
+    fixed = fp8_fixed(v)
+    half = 1 << (FP8_FRACTION_BITS - 1)
+    return _fp8_finish(v, fixed + (half - 1) + ((fixed >> FP8_FRACTION_BITS) & 1))
 
 
 def fp8_value(code: Tensor) -> Tensor:
@@ -171,11 +169,9 @@ def fp8_value(code: Tensor) -> Tensor:
     return torch.where(code >= 0x80, -value, value)
 
 
-def fp8_halve(code: Tensor, random: Tensor) -> Tensor:
-    """E4M3 codes (int64) of half the values, unbiased: exact above the even grid, one random bit on it."""
-    magnitude = code & 0x7F
-    on_grid = (magnitude + ((random >> 11) & 1)) >> 1
-    return torch.where(magnitude < FP8_EVEN_GRID, on_grid, magnitude - 8) | (code & 0x80)
+def fp8_exponent(largest: Tensor) -> Tensor:
+    """The exponent (int64) of groups whose largest magnitudes, finite float32, are given."""
+    return ((fp32_bits(largest) >> 23) - 127 - TOP_BINADE).clamp(MIN_EXPONENT, MAX_EXPONENT)
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

@@ -15,14 +15,16 @@ F32 = np.float32
 
 _GOLDEN, _MIX_1, _MIX_2 = U64(rd.GOLDEN), U64(rd.MIX_1), U64(rd.MIX_2)
 _WEIGHT_1, _WEIGHT_2 = U32(rd.WEIGHT_1), U32(rd.WEIGHT_2)
+_BF16_NAN = U32(rd.BF16_NAN_CODE)
 _INF, _UNSIGNED = U32(rd.FP32_INF), U32(0x7FFFFFFF)
 _MAX_CODE, _NAN_CODE, _REBIAS = U32(rd.FP8_MAX_CODE), U32(rd.FP8_NAN_CODE), U32(rd.FP8_REBIAS)
-_EVEN_GRID = U32(rd.FP8_EVEN_GRID)
-_MIN_NORMAL = F32(rd.FP8_MIN_NORMAL)
+_FRACTION, _RANDOM_SHIFT = U32(rd.FP8_FRACTION_BITS), U32(32 - rd.FP8_FRACTION_BITS)
+_ROUND_HALF = U32((1 << (rd.FP8_FRACTION_BITS - 1)) - 1)
 _MIN_NORMAL_BITS = U32(rd.FP8_MIN_NORMAL_BITS)
-_TINY_SCALE, _TINY_MAGIC = F32(rd.FP8_TINY_SCALE), F32(rd.FP8_TINY_MAGIC)
-_TINY_MAGIC_BITS = U32((127 + 14) << 23)
+# An FP32 number whose last bit is worth 1: adding it rounds to whole numbers, ties to even.
+_TINY_SCALE, _TINY_MAGIC, _TINY_MAGIC_BITS = F32(rd.FP8_TINY_SCALE), F32(2.0**23), U32((127 + 23) << 23)
 _TINY_STEP = F32(2.0**-9)
+_TOP, _MIN_EXPONENT, _MAX_EXPONENT = np.int32(127 + rd.TOP_BINADE), np.int32(rd.MIN_EXPONENT), np.int32(rd.MAX_EXPONENT)
 
 
 @compiled
@@ -39,8 +41,7 @@ def weight_bits(key, feature):  # pragma: no cover
     x = U32(x * _WEIGHT_1)
     x = U32(x ^ (x >> U32(15)))
     x = U32(x + U32(key >> U64(32)))
-    x = U32(x * _WEIGHT_2)
-    return U32(x ^ (x >> U32(16)))
+    return U32(x * _WEIGHT_2)
 
 
 @compiled
@@ -67,7 +68,7 @@ def bf16_value(code):  # pragma: no cover
 def bf16_stochastic(v, random):  # pragma: no cover
     bits = fp32_bits(v)
     if (bits & _UNSIGNED) > _INF:
-        return U32((bits >> U32(16)) | U32(0x40))
+        return _BF16_NAN
     return U32(U32(bits + (random >> U32(16))) >> U32(16))
 
 
@@ -75,35 +76,36 @@ def bf16_stochastic(v, random):  # pragma: no cover
 def bf16_nearest(v):  # pragma: no cover
     bits = fp32_bits(v)
     if (bits & _UNSIGNED) > _INF:
-        return U32((bits >> U32(16)) | U32(0x40))
+        return _BF16_NAN
     return U32(U32(bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))) >> U32(16))
 
 
 @compiled
-def _fp8_finish(bits, code):  # pragma: no cover
-    code = min(code, _MAX_CODE)
+def fp8_fixed(v):  # pragma: no cover
+    magnitude = fp32_bits(v) & _UNSIGNED
+    normal = U32(magnitude - (_REBIAS << _FRACTION))
+    small = fp32_value(magnitude if magnitude < _MIN_NORMAL_BITS else U32(0))
+    tiny = U32(fp32_bits(F32(small * _TINY_SCALE) + _TINY_MAGIC) - _TINY_MAGIC_BITS)
+    return tiny if magnitude < _MIN_NORMAL_BITS else normal
+
+
+@compiled
+def _fp8_finish(v, fixed):  # pragma: no cover
+    bits = fp32_bits(v)
+    code = min(U32(fixed >> _FRACTION), _MAX_CODE)
     code = _NAN_CODE if (bits & _UNSIGNED) > _INF else code
     return U32(code | ((bits >> U32(24)) & U32(0x80)))
 
 
 @compiled
 def fp8_stochastic(v, random):  # pragma: no cover
-    bits = fp32_bits(v)
-    magnitude = bits & _UNSIGNED
-    normal = U32(U32(U32(magnitude + (random >> U32(12))) >> U32(20)) - _REBIAS)
-    small = fp32_value(magnitude if magnitude < _MIN_NORMAL_BITS else U32(0))
-    tiny = U32(U32(U32(np.int32(small * _TINY_SCALE)) + (random >> U32(12))) >> U32(20))
-    return _fp8_finish(bits, tiny if magnitude < _MIN_NORMAL_BITS else normal)
+    return _fp8_finish(v, U32(fp8_fixed(v) + (random >> _RANDOM_SHIFT)))
 
 
 @compiled
 def fp8_nearest(v):  # pragma: no cover
-    bits = fp32_bits(v)
-    magnitude = bits & _UNSIGNED
-    normal = U32(U32(U32(magnitude + U32(0x7FFFF) + ((magnitude >> U32(20)) & U32(1))) >> U32(20)) - _REBIAS)
-    small = fp32_value(magnitude if magnitude < _MIN_NORMAL_BITS else U32(0))
-    tiny = U32(fp32_bits(small + _TINY_MAGIC) - _TINY_MAGIC_BITS)
-    return _fp8_finish(bits, tiny if magnitude < _MIN_NORMAL_BITS else normal)
+    fixed = fp8_fixed(v)
+    return _fp8_finish(v, U32(fixed + _ROUND_HALF + ((fixed >> _FRACTION) & U32(1))))
 
 
 @compiled
@@ -119,11 +121,8 @@ def fp8_value(code):  # pragma: no cover
 
 
 @compiled
-def fp8_halve(code, random):  # pragma: no cover
-    magnitude = U32(code & U32(0x7F))
-    on_grid = U32(U32(magnitude + ((random >> U32(11)) & U32(1))) >> U32(1))
-    half = on_grid if magnitude < _EVEN_GRID else U32(magnitude - U32(8))
-    return U32(half | (code & U32(0x80)))
+def fp8_exponent(largest_bits):  # pragma: no cover
+    return min(max(np.int32(largest_bits >> U32(23)) - _TOP, _MIN_EXPONENT), _MAX_EXPONENT)
 
 
 @compiled

@@ -1,7 +1,7 @@
 """The tensors that pass through the public operations, and the checks of their shapes.
 
-Shape legend: B instances in the batch, L labels in the chunk, D features, H rows with compensation, P
-positives, K top-k.
+Shape legend: B instances in the batch, L labels in the chunk, D features, G groups of features, H rows with
+compensation, P positives, K top-k.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,9 @@ from torch import Tensor
 
 BLOCK_LABELS = 1024
 """Sums over labels are formed in blocks of so many, added in label order: the chunk size never enters."""
+
+GROUP_FEATURES = 128
+"""Consecutive features of a label that share an fp8 exponent; the last group of a row may be smaller."""
 
 DIM_MULTIPLE = 16
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.uint8}
@@ -25,17 +28,16 @@ class ChunkWeights:
     Attributes:
         fmt: a key of ``FORMATS``.
         data_LD: float32, bfloat16, or uint8 E4M3 codes.
-        exponent_L: int8, fp8 only: a weight is ``e4m3(code) * 2**exponent``. It belongs to a label row
-            because that costs
-            one byte a label and the largest code of a row, which decides it, is exact and known where the row
-            is written.
+        exponent_LG: int8, fp8 only, a column for each ``GROUP_FEATURES`` features: a weight is
+            ``e4m3(code) * 2**exponent``. It belongs to a group of a row, not to the row, because a kernel then
+            decides it from the tile that it holds in registers, before it rounds.
         comp_HD: bfloat16 Kahan compensation of the first H rows, or None. These rows round to nearest.
         label_offset: label id of row 0, a multiple of ``BLOCK_LABELS``.
     """
 
     fmt: str
     data_LD: Tensor
-    exponent_L: Tensor | None
+    exponent_LG: Tensor | None
     comp_HD: Tensor | None
     label_offset: int
 
@@ -55,6 +57,11 @@ class Positives(Protocol):
     instance_P: Tensor
     weight_P: Tensor
     block_ptr: Tensor
+
+
+def num_groups(dim: int) -> int:
+    """Exponents of one fp8 row."""
+    return -(-dim // GROUP_FEATURES)
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -85,11 +92,11 @@ def require_chunk(w: ChunkWeights) -> None:
     require_tensor("data_LD", w.data_LD, FORMATS[w.fmt], (labels, dim))
     if w.label_offset < 0 or w.label_offset % BLOCK_LABELS:
         raise ValueError(f"label_offset is {w.label_offset}; it must be a multiple of {BLOCK_LABELS}.")
-    if (w.exponent_L is not None) != (w.fmt == "fp8"):
-        found = "without" if w.exponent_L is None else "with"
-        raise ValueError(f"format {w.fmt} {found} exponent_L; fp8 has it, the others do not.")
-    if w.exponent_L is not None:
-        require_tensor("exponent_L", w.exponent_L, torch.int8, (labels,))
+    if (w.exponent_LG is not None) != (w.fmt == "fp8"):
+        found = "without" if w.exponent_LG is None else "with"
+        raise ValueError(f"format {w.fmt} {found} exponent_LG; fp8 has it, the others do not.")
+    if w.exponent_LG is not None:
+        require_tensor("exponent_LG", w.exponent_LG, torch.int8, (labels, num_groups(dim)))
     if w.comp_HD is not None:
         head = w.comp_HD.shape[0]
         if w.fmt == "fp32" or head > labels:
