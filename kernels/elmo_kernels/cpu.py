@@ -20,8 +20,9 @@ from elmo_kernels.reference import RowOps, Step
 from elmo_kernels.types import GROUP_FEATURES, ChunkWeights, Positives
 
 _parallel = partial(compiled, parallel=True)
-_ZERO, _INF = np.float32(0), np.float32(np.inf)
+_ZERO, _INF, _INF_BITS = np.float32(0), np.float32(np.inf), np.uint32(rd.FP32_INF)
 _LARGEST = np.float32(rd.FP8_MAX * 2.0**rd.MAX_EXPONENT)
+_LARGEST_BITS = _LARGEST.view(np.uint32)
 
 numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
@@ -33,34 +34,80 @@ def _decode_bf16(data, out):  # pragma: no cover
             out[row, j] = rn.bf16_value(data[row, j])
 
 
+@compiled
+def _decode_group(out, code, exponent):  # pragma: no cover
+    scale = rn.power_of_two(exponent)
+    for j in range(len(out)):
+        out[j] = rn.fp8_value(code[j]) * scale
+
+
 @_parallel
 def _decode_fp8(data, exponent, out):  # pragma: no cover
     for row in numba.prange(data.shape[0]):
         for group in range(exponent.shape[1]):
-            scale = rn.power_of_two(exponent[row, group])
-            for j in range(group * GROUP_FEATURES, min((group + 1) * GROUP_FEATURES, data.shape[1])):
-                out[row, j] = rn.fp8_value(data[row, j]) * scale
+            begin = group * GROUP_FEATURES
+            end = min(begin + GROUP_FEATURES, data.shape[1])
+            _decode_group(out[row, begin:end], data[row, begin:end], exponent[row, group])
 
 
 @compiled
-def _step_row(v, w, comp, lr, keep):  # pragma: no cover
-    """Over the gradient in ``v`` write the new values; comp is empty for rows without one. Returns the broken."""
-    broken = 0
+def _step(v, w, comp, lr, keep):  # pragma: no cover
+    """Over the gradient in ``v`` write the new values; returns the bits of the largest magnitude."""
     for j in range(len(v)):
         v[j] = keep * w[j] - lr * v[j]
     for j in range(len(comp)):
         v[j] += rn.bf16_value(comp[j])
+    largest = np.uint32(0)
     for j in range(len(v)):
-        broken += not rn.is_finite(v[j])
-    return broken
+        largest = max(largest, rn.fp32_bits(abs(v[j])))
+    return largest
+
+
+@compiled
+def _count_broken(v):  # pragma: no cover
+    count = 0
+    for j in range(len(v)):
+        count += not rn.is_finite(v[j])
+    return count
+
+
+@compiled
+def _keep_broken(v, w):  # pragma: no cover
+    """Put back what is not finite; returns the bits of the largest magnitude and how many saturate."""
+    largest, saturated = np.uint32(0), 0
+    for j in range(len(v)):
+        v[j] = v[j] if rn.is_finite(v[j]) else w[j]
+        largest = max(largest, rn.fp32_bits(abs(v[j])))
+        saturated += abs(v[j]) > _LARGEST
+    return largest, saturated
 
 
 @compiled
 def _compensate(comp, v, new):  # pragma: no cover
     for j in range(len(comp)):
         lost = v[j] - new[j]
-        if rn.is_finite(lost):
-            comp[j] = rn.bf16_nearest(lost)
+        comp[j] = rn.bf16_nearest(lost) if rn.is_finite(lost) else comp[j]
+
+
+@compiled
+def _encode_bf16(code, v, nearest, key, features):  # pragma: no cover
+    if nearest:
+        for j in range(len(v)):
+            code[j] = rn.bf16_nearest(v[j])
+    else:
+        for j in range(len(v)):
+            code[j] = rn.bf16_stochastic(v[j], rn.weight_bits(key, features[j]))
+
+
+@compiled
+def _encode_fp8(code, v, power, nearest, key, features):  # pragma: no cover
+    scale = rn.power_of_two(-power)
+    if nearest:
+        for j in range(len(v)):
+            code[j] = rn.fp8_nearest(v[j] * scale)
+    else:
+        for j in range(len(v)):
+            code[j] = rn.fp8_stochastic(v[j] * scale, rn.weight_bits(key, features[j]))
 
 
 @_parallel
@@ -68,52 +115,36 @@ def _update_bf16(data, w, u, comp, lr, keep, nearest, stream, first, features, b
     for row in numba.prange(data.shape[0]):
         v, kahan = u[row], row < comp.shape[0]
         rest = comp[row] if kahan else comp.reshape(-1)[:0]
-        bad[row, 1] = _step_row(v, w[row], rest, lr, keep)
-        if nearest or kahan:
+        if _step(v, w[row], rest, lr, keep) >= _INF_BITS:
+            bad[row, 1] = _count_broken(v)
+        _encode_bf16(data[row], v, nearest or kahan, rn.row_key(stream, first + row), features)
+        if kahan:
+            new = w[row]
             for j in range(len(v)):
-                data[row, j] = rn.bf16_nearest(v[j])
-        else:
-            key = rn.row_key(stream, first + row)
-            for j in range(len(v)):
-                data[row, j] = rn.bf16_stochastic(v[j], rn.weight_bits(key, features[j]))
-        for j in range(len(rest)):
-            w[row, j] = rn.bf16_value(data[row, j])
-        _compensate(rest, v, w[row])
+                new[j] = rn.bf16_value(data[row, j])
+            _compensate(rest, v, new)
 
 
 @_parallel
 def _update_fp8(data, exponent, w, u, comp, lr, keep, nearest, stream, first, features, bad):  # pragma: no cover
     for row in numba.prange(data.shape[0]):
-        v, kahan = u[row], row < comp.shape[0]
-        rest = comp[row] if kahan else comp.reshape(-1)[:0]
-        broken = _step_row(v, w[row], rest, lr, keep)
-        if broken:
-            for j in range(len(v)):
-                v[j] = v[j] if rn.is_finite(v[j]) else w[row, j]
-        bad[row, 1] = broken
-        key = rn.row_key(stream, first + row)
+        kahan, key = row < comp.shape[0], rn.row_key(stream, first + row)
         for group in range(exponent.shape[1]):
-            begin, end = group * GROUP_FEATURES, min((group + 1) * GROUP_FEATURES, len(v))
-            largest = np.uint32(0)
-            for j in range(begin, end):
-                largest = max(largest, rn.fp32_bits(abs(v[j])))
+            begin = group * GROUP_FEATURES
+            end = min(begin + GROUP_FEATURES, data.shape[1])
+            v, old, code = u[row, begin:end], w[row, begin:end], data[row, begin:end]
+            rest = comp[row, begin:end] if kahan else comp.reshape(-1)[:0]
+            largest = _step(v, old, rest, lr, keep)
+            if largest > _LARGEST_BITS:
+                bad[row, 1] += _count_broken(v)
+                largest, saturated = _keep_broken(v, old)
+                bad[row, 0] += saturated
             power = rn.fp8_exponent(largest)
             exponent[row, group] = power
-            scale = rn.power_of_two(-power)
-            if nearest or kahan:
-                for j in range(begin, end):
-                    data[row, j] = rn.fp8_nearest(v[j] * scale)
-            else:
-                for j in range(begin, end):
-                    data[row, j] = rn.fp8_stochastic(v[j] * scale, rn.weight_bits(key, features[j]))
-            if rn.fp32_value(largest) > _LARGEST:
-                for j in range(begin, end):
-                    bad[row, 0] += abs(v[j]) > _LARGEST
+            _encode_fp8(code, v, power, nearest or kahan, key, features[begin:end])
             if kahan:
-                back = rn.power_of_two(power)
-                for j in range(begin, end):
-                    w[row, j] = rn.fp8_value(data[row, j]) * back
-        _compensate(rest, v, w[row])
+                _decode_group(old, code, power)
+                _compensate(rest, v, old)
 
 
 @_parallel

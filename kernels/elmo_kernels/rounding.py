@@ -27,6 +27,8 @@ FP8_REBIAS = (127 - 7) << 3
 FP8_FRACTION_BITS = 20
 FP8_TINY_SCALE = 2.0**29
 """Steps of 2**-9 as fixed point with 20 fractional bits."""
+FP8_TINY_MAGIC, FP8_TINY_MAGIC_BITS = 2.0**14, (127 + 14) << 23
+"""An FP32 number whose last bit is worth 2**-9: adding it rounds to that grid, ties to even."""
 FP8_SHIFT = -120
 """E4M3 times 2**-120 is FP32 with its exponent field, its subnormals included, in the same places."""
 TOP_BINADE = 7
@@ -131,33 +133,38 @@ def bf16_nearest(v: Tensor) -> Tensor:
     return torch.where(v.isnan(), BF16_NAN_CODE, ((bits + 0x7FFF + ((bits >> 16) & 1)) & MASK_32) >> 16)
 
 
-def fp8_fixed(v: Tensor) -> Tensor:
-    """Magnitudes as fixed point over the codes, int64: ``code * 2**20 + fraction``, rounded to nearest even.
-
-    It is the FP32 pattern of ``|v| * 2**FP8_SHIFT``, which a GPU forms by that multiplication. Here the
-    subnormals, whose grid is even, are taken apart, since CPUs are slow with FP32's and may flush them.
-    """
-    magnitude = fp32_bits(v) & ~FP32_SIGN
-    normal = magnitude - (FP8_REBIAS << FP8_FRACTION_BITS)
-    tiny = torch.where(magnitude < FP8_MIN_NORMAL_BITS, v.abs(), 0.0).double() * FP8_TINY_SCALE
-    return torch.where(magnitude < FP8_MIN_NORMAL_BITS, tiny.round().to(torch.int64), normal)
+def _fp8_finish(v: Tensor, normal: Tensor, tiny: Tensor) -> Tensor:
+    bits = fp32_bits(v)
+    code = torch.where((bits & ~FP32_SIGN) < FP8_MIN_NORMAL_BITS, tiny, normal).clamp(max=FP8_MAX_CODE)
+    return torch.where(v.isnan(), FP8_NAN_CODE, code) | ((bits >> 24) & 0x80)
 
 
-def _fp8_finish(v: Tensor, fixed: Tensor) -> Tensor:
-    code = (fixed >> FP8_FRACTION_BITS).clamp(max=FP8_MAX_CODE)
-    return torch.where(v.isnan(), FP8_NAN_CODE, code) | ((fp32_bits(v) >> 24) & 0x80)
+def _fp8_tiny(v: Tensor) -> Tensor:
+    """Magnitudes below the normal range as they are; 0 for the others, whose result is not used."""
+    return torch.where(fp32_bits(v) & ~FP32_SIGN < FP8_MIN_NORMAL_BITS, v.abs(), 0.0)
 
 
 def fp8_stochastic(v: Tensor, random: Tensor) -> Tensor:
-    """E4M3 codes (int64) of float32 values, unbiased from 2**-29 to 448; saturates at 448, NaN stays NaN."""
-    return _fp8_finish(v, fp8_fixed(v) + (random >> (32 - FP8_FRACTION_BITS)))
+    """E4M3 codes (int64) of float32 values, unbiased from 2**-29 to 448; saturates at 448, NaN stays NaN.
+
+    The magnitude is taken as fixed point over the codes, ``code * 2**20 + fraction``, gets 20 random bits and
+    is cut. That fixed point is the FP32 pattern of ``|v| * 2**FP8_SHIFT``, which a GPU forms by that
+    multiplication. Here the subnormals, whose grid is even, are formed apart, to nearest even as FP32 would:
+    CPUs are slow with FP32's subnormals, and may flush them.
+    """
+    random = random >> (32 - FP8_FRACTION_BITS)
+    normal = (fp32_bits(v) & ~FP32_SIGN) - (FP8_REBIAS << FP8_FRACTION_BITS)
+    tiny = (_fp8_tiny(v).double() * FP8_TINY_SCALE).round().to(torch.int64)
+    return _fp8_finish(v, (normal + random) >> FP8_FRACTION_BITS, (tiny + random) >> FP8_FRACTION_BITS)
 
 
 def fp8_nearest(v: Tensor) -> Tensor:
     """E4M3 codes (int64) of float32 values, nearest, ties to even; saturates at 448, NaN stays NaN."""
-    fixed = fp8_fixed(v)
-    half = 1 << (FP8_FRACTION_BITS - 1)
-    return _fp8_finish(v, fixed + (half - 1) + ((fixed >> FP8_FRACTION_BITS) & 1))
+    magnitude = fp32_bits(v) & ~FP32_SIGN
+    half = (1 << (FP8_FRACTION_BITS - 1)) - 1
+    normal = ((magnitude + half + ((magnitude >> FP8_FRACTION_BITS) & 1)) >> FP8_FRACTION_BITS) - FP8_REBIAS
+    tiny = fp32_bits(_fp8_tiny(v) + FP8_TINY_MAGIC) - FP8_TINY_MAGIC_BITS
+    return _fp8_finish(v, normal, tiny)
 
 
 def fp8_value(code: Tensor) -> Tensor:

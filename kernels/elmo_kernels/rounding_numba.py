@@ -21,8 +21,9 @@ _MAX_CODE, _NAN_CODE, _REBIAS = U32(rd.FP8_MAX_CODE), U32(rd.FP8_NAN_CODE), U32(
 _FRACTION, _RANDOM_SHIFT = U32(rd.FP8_FRACTION_BITS), U32(32 - rd.FP8_FRACTION_BITS)
 _ROUND_HALF = U32((1 << (rd.FP8_FRACTION_BITS - 1)) - 1)
 _MIN_NORMAL_BITS = U32(rd.FP8_MIN_NORMAL_BITS)
+_TINY_SCALE, _TINY_MAGIC, _TINY_MAGIC_BITS = F32(rd.FP8_TINY_SCALE), F32(rd.FP8_TINY_MAGIC), U32(rd.FP8_TINY_MAGIC_BITS)
 # An FP32 number whose last bit is worth 1: adding it rounds to whole numbers, ties to even.
-_TINY_SCALE, _TINY_MAGIC, _TINY_MAGIC_BITS = F32(rd.FP8_TINY_SCALE), F32(2.0**23), U32((127 + 23) << 23)
+_WHOLE_MAGIC, _WHOLE_MAGIC_BITS = F32(2.0**23), U32((127 + 23) << 23)
 _TINY_STEP = F32(2.0**-9)
 _TOP, _MIN_EXPONENT, _MAX_EXPONENT = np.int32(127 + rd.TOP_BINADE), np.int32(rd.MIN_EXPONENT), np.int32(rd.MAX_EXPONENT)
 
@@ -81,31 +82,34 @@ def bf16_nearest(v):  # pragma: no cover
 
 
 @compiled
-def fp8_fixed(v):  # pragma: no cover
-    magnitude = fp32_bits(v) & _UNSIGNED
-    normal = U32(magnitude - (_REBIAS << _FRACTION))
-    small = fp32_value(magnitude if magnitude < _MIN_NORMAL_BITS else U32(0))
-    tiny = U32(fp32_bits(F32(small * _TINY_SCALE) + _TINY_MAGIC) - _TINY_MAGIC_BITS)
-    return tiny if magnitude < _MIN_NORMAL_BITS else normal
-
-
-@compiled
-def _fp8_finish(v, fixed):  # pragma: no cover
-    bits = fp32_bits(v)
-    code = min(U32(fixed >> _FRACTION), _MAX_CODE)
+def _fp8_finish(bits, normal, tiny):  # pragma: no cover
+    code = min(tiny if (bits & _UNSIGNED) < _MIN_NORMAL_BITS else normal, _MAX_CODE)
     code = _NAN_CODE if (bits & _UNSIGNED) > _INF else code
     return U32(code | ((bits >> U32(24)) & U32(0x80)))
 
 
 @compiled
+def _fp8_tiny(bits):  # pragma: no cover
+    magnitude = bits & _UNSIGNED
+    return fp32_value(magnitude if magnitude < _MIN_NORMAL_BITS else U32(0))
+
+
+@compiled
 def fp8_stochastic(v, random):  # pragma: no cover
-    return _fp8_finish(v, U32(fp8_fixed(v) + (random >> _RANDOM_SHIFT)))
+    bits = fp32_bits(v)
+    random = U32(random >> _RANDOM_SHIFT)
+    normal = U32((bits & _UNSIGNED) - (_REBIAS << _FRACTION))
+    tiny = U32(fp32_bits(_fp8_tiny(bits) * _TINY_SCALE + _WHOLE_MAGIC) - _WHOLE_MAGIC_BITS)
+    return _fp8_finish(bits, U32(U32(normal + random) >> _FRACTION), U32(U32(tiny + random) >> _FRACTION))
 
 
 @compiled
 def fp8_nearest(v):  # pragma: no cover
-    fixed = fp8_fixed(v)
-    return _fp8_finish(v, U32(fixed + _ROUND_HALF + ((fixed >> _FRACTION) & U32(1))))
+    bits = fp32_bits(v)
+    magnitude = bits & _UNSIGNED
+    normal = U32(U32(U32(magnitude + _ROUND_HALF + ((magnitude >> _FRACTION) & U32(1))) >> _FRACTION) - _REBIAS)
+    tiny = U32(fp32_bits(_fp8_tiny(bits) + _TINY_MAGIC) - _TINY_MAGIC_BITS)
+    return _fp8_finish(bits, normal, tiny)
 
 
 @compiled

@@ -17,7 +17,7 @@ from torch import Tensor
 
 HERE = Path(__file__).parent
 FINITE_CODES = torch.tensor([code for code in range(256) if code & 0x7F != rd.FP8_NAN_CODE])
-RULES = ("bf16_stochastic", "bf16_nearest", "fp8_stochastic", "fp8_nearest", "fp8_halve", "fp8_value", "bits")
+RULES = ("bf16_stochastic", "bf16_nearest", "fp8_stochastic", "fp8_nearest", "fp8_value", "bits")
 
 
 def _draws() -> Tensor:
@@ -81,20 +81,19 @@ def test_fp8_saturates_at_448_and_keeps_nan() -> None:
         assert code[4].item() & 0x7F == rd.FP8_NAN_CODE
 
 
-def test_halving_a_code_is_unbiased_and_exact_above_the_even_grid() -> None:
-    code = FINITE_CODES[:, None]
-    half = rd.fp8_value(rd.fp8_halve(code, torch.tensor([0, 1 << 11])))
-    assert torch.equal(half.double().mean(1), rd.fp8_value(FINITE_CODES).double() / 2)
-    above = (FINITE_CODES & 0x7F) >= rd.FP8_EVEN_GRID
-    assert (half[above, 0] == half[above, 1]).all()
+def test_the_largest_weight_of_a_group_always_fits_and_keeps_its_three_bits() -> None:
+    largest = torch.logspace(-92.9, 13.9, 400, base=2)
+    scaled = largest * rd.power_of_two(-rd.fp8_exponent(largest))
+    assert (scaled >= 128).all() and (scaled < 256).all()
+    assert (rd.fp8_exponent(torch.tensor([0.0, 1e-45, 3e38])) == torch.tensor([-100, -100, 6])).all()
 
 
 def test_updates_far_below_a_quantum_add_up(cpu_backend: str) -> None:
     dim, labels, steps = 16, 64, 300
     w = ek.make_chunk("fp8", labels, dim, 0, seed=0, std=1.0)
-    assert w.exponent_L is not None
+    assert w.exponent_LG is not None
     w.data_LD.zero_()
-    w.exponent_L.zero_()
+    w.exponent_LG.zero_()
     g_LB, x_BD = torch.full((labels, 1), -9e-4), torch.ones(1, dim)
     flags = torch.zeros(2, dtype=torch.int64)
     for step in range(steps):
@@ -127,7 +126,6 @@ def _twin(v: Tensor, random: Tensor) -> dict[str, Tensor]:
         "bf16_nearest": rd.bf16_nearest(v),
         "fp8_stochastic": rd.fp8_stochastic(v, random),
         "fp8_nearest": rd.fp8_nearest(v),
-        "fp8_halve": rd.fp8_halve(random & 0xFF, random),
         "fp8_value": rd.fp32_bits(rd.fp8_value(random & 0xFF)),
         "bits": rd.weight_bits(rd.row_key(random, place), rd.feature_key(place)),
     }
@@ -141,9 +139,8 @@ def _numba_rules(v, random, feature, out):  # type: ignore[no-untyped-def]  # pr
         out[1, i] = rn.bf16_nearest(v[i])
         out[2, i] = rn.fp8_stochastic(v[i], word)
         out[3, i] = rn.fp8_nearest(v[i])
-        out[4, i] = rn.fp8_halve(word & np.uint32(0xFF), word)
-        out[5, i] = rn.fp32_bits(rn.fp8_value(word & np.uint32(0xFF)))
-        out[6, i] = rn.weight_bits(rn.row_key(random[i], i), feature[i])
+        out[4, i] = rn.fp32_bits(rn.fp8_value(word & np.uint32(0xFF)))
+        out[5, i] = rn.weight_bits(rn.row_key(random[i], i), feature[i])
 
 
 def test_numba_rounds_a_million_pairs_to_the_bytes_of_the_twin() -> None:
