@@ -1,13 +1,15 @@
 """The torch twin: the specification of every operation, and the loop over label blocks that the CPU backend
 shares.
 
-An operation walks over the blocks of 1,024 labels in order. Each block is decoded, multiplied in FP32, and
-handled by three element-wise row operations. Numba replaces only these (``RowOps``), so matrix products, and
+An operation walks over the blocks of 1,024 labels in order. Each block is decoded, multiplied, and handled by
+three element-wise row operations. Numba replaces only these (``RowOps``), so matrix products, and
 their bits, are the same.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +49,28 @@ def label_blocks(w: ChunkWeights) -> Iterator[slice]:
     """The rows of each label block of a chunk, in order."""
     labels = w.data_LD.shape[0]
     return (slice(start, min(start + BLOCK_LABELS, labels)) for start in range(0, labels, BLOCK_LABELS))
+
+
+@cache
+def _has_bf16_units() -> bool:
+    return torch.cpu._is_amx_tile_supported()
+
+
+@contextmanager
+def products(fmt: str) -> Iterator[None]:
+    """How float32 matrices are multiplied on a CPU while weights of a format take part.
+
+    Where the CPU has matrix units for bf16 (AMX), operands are rounded to it and sums stay FP32, as on a GPU;
+    bf16 and fp8 weights lose nothing by that. The fp32 format, and other CPUs, multiply in FP32.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    if fmt != "fp32" and _has_bf16_units():
+        matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def decode_rows(w: ChunkWeights, rows: slice) -> Tensor:
@@ -161,7 +185,9 @@ def logit_grad(
     g_LB = x_BD.new_empty(w.data_LD.shape[0], x_BD.shape[0])
     total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
     for rows in label_blocks(w):
-        z_LB = torch.mm(ops.decode(w, rows), x_BD.T, out=g_LB[rows]).add_(prior)
+        w_LD = ops.decode(w, rows)
+        with products(w.fmt):
+            z_LB = torch.mm(w_LD, x_BD.T, out=g_LB[rows]).add_(prior)
         first = w.label_offset + rows.start
         begin, end = positives.block_ptr[first // BLOCK_LABELS :][:2].tolist()
         label_P, instance_P = positives.label_P[begin:end] - first, positives.instance_P[begin:end]
@@ -189,11 +215,16 @@ def update_(
     step = read_scalars(scalars)
     for rows in label_blocks(w):
         w_LD = ops.decode(w, rows)
-        dx_BD.addmm_(g_LB[rows].T, w_LD)
-        ops.update_(w, rows, w_LD, torch.mm(g_LB[rows], x_BD), step, rounding, flags)
+        with products(w.fmt):
+            dx_BD.addmm_(g_LB[rows].T, w_LD)
+            u_LD = torch.mm(g_LB[rows], x_BD)
+        ops.update_(w, rows, w_LD, u_LD, step, rounding, flags)
 
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, ops: RowOps = TWIN) -> None:
     """See ``elmo_kernels.topk_merge_``."""
     for rows in label_blocks(w):
-        ops.merge_(scores_BK, ids_BK, torch.mm(x_BD, ops.decode(w, rows).T), w.label_offset + rows.start)
+        w_LD = ops.decode(w, rows)
+        with products(w.fmt):
+            z_BL = torch.mm(x_BD, w_LD.T)
+        ops.merge_(scores_BK, ids_BK, z_BL, w.label_offset + rows.start)
