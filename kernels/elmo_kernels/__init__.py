@@ -5,14 +5,10 @@ Shape legend: B instances in the batch, L labels in the chunk, D features, P pos
 Importing this package loads torch only; a backend's compiler is imported with its first operation.
 """
 
-import importlib
-import importlib.util
-import os
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
+from elmo_kernels.backends import backend, backend_name
 from elmo_kernels.chunks import dequantize, empty_chunk, make_chunk
 from elmo_kernels.losses import LOSSES
 from elmo_kernels.rounding import random_bits, stream_key
@@ -50,35 +46,6 @@ __all__ = [
     "update_",
     "update_with_",
 ]
-
-_MODULES = {"reference": "reference", "numba": "cpu", "triton": "triton_ops"}
-
-
-def backend_name(device: torch.device | str) -> str:
-    """The backend for tensors of a device: "triton" on CUDA, else "numba" where it is installed, else
-    "reference".
-
-    The environment variable ``ELMO_KERNELS`` names one instead.
-
-    Raises:
-        ValueError: when ``ELMO_KERNELS`` is no backend, or one that cannot work on this device.
-    """
-    kind = torch.device(device).type
-    forced = os.environ.get("ELMO_KERNELS", "")
-    if forced:
-        require_choice("ELMO_KERNELS", forced, tuple(_MODULES))
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        works = {"reference": True, "numba": kind == "cpu", "triton": kind == "cuda" or interpreted}
-        if not works[forced]:
-            raise ValueError(f"ELMO_KERNELS={forced} cannot work on {kind} tensors; unset it.")
-        return forced
-    if kind == "cuda":
-        return "triton"
-    return "numba" if kind == "cpu" and importlib.util.find_spec("numba") else "reference"
-
-
-def _backend(w: ChunkWeights) -> ModuleType:
-    return importlib.import_module(f"elmo_kernels.{_MODULES[backend_name(w.data_LD.device)]}")
 
 
 def _operand_type(fmt: str, device: torch.device) -> torch.dtype:
@@ -122,7 +89,7 @@ def logit_grad(
     require_chunk(w)
     require_choice("loss", loss, tuple(LOSSES))
     require_tensor("x_BD", x_BD, _operand_type(w.fmt, w.data_LD.device), (x_BD.shape[0], w.data_LD.shape[1]))
-    return _backend(w).logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss)
+    return backend(w.data_LD.device).logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss)
 
 
 def step_scalars(
@@ -187,7 +154,7 @@ def update_with_(
     require_tensor("dx_BD", dx_BD, torch.float32, (batch, dim))
     require_tensor("scalars", scalars, torch.int64, (3,))
     require_tensor("flags", flags, torch.int64, (2,))
-    _backend(w).update_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags)
+    backend(w.data_LD.device).update_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags)
 
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor) -> None:
@@ -205,4 +172,4 @@ def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor
     require_tensor("x_BD", x_BD, _operand_type(w.fmt, w.data_LD.device), (x_BD.shape[0], w.data_LD.shape[1]))
     require_tensor("scores_BK", scores_BK, torch.float32, (x_BD.shape[0], scores_BK.shape[1]))
     require_tensor("ids_BK", ids_BK, torch.int64, tuple(scores_BK.shape))
-    _backend(w).topk_merge_(scores_BK, ids_BK, w, x_BD)
+    backend(w.data_LD.device).topk_merge_(scores_BK, ids_BK, w, x_BD)

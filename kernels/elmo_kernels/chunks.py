@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from elmo_kernels import rounding as rd
-from elmo_kernels.reference import decode_rows, label_blocks, store_fp8_
+from elmo_kernels.backends import backend
+from elmo_kernels.reference import Step, decode_rows, label_blocks
 from elmo_kernels.types import FORMATS, ChunkWeights, num_groups, require_choice, require_chunk, require_dim
 
 INIT_STEP = -1
@@ -53,7 +54,8 @@ def make_chunk(
     """An ``empty_chunk`` with random weights, the same however the labels are cut in chunks.
 
     A weight is a sum of four uniform 16-bit integers from the hash of (seed, label, feature): close to
-    normal, standard deviation ``std``, at most 3.46 times it, and exact in float32 on every device.
+    normal, standard deviation ``std``, at most 3.46 times it, and exact in float32 on every device. It is
+    rounded to nearest; a compensation starts with what that took.
 
     Raises:
         ValueError: as ``empty_chunk``, or for a ``std`` that is not positive and finite.
@@ -61,24 +63,19 @@ def make_chunk(
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"the standard deviation of the first weights is {std}; it must be positive and finite.")
     w = empty_chunk(fmt, labels, dim, label_offset, kahan_rows=kahan_rows, device=device)
-    for rows in label_blocks(w):
-        label_L = torch.arange(rows.start, rows.stop, device=device) + label_offset
-        _store_rows(w, rows, _normal_like(seed, label_L, dim) * (std * math.sqrt(3.0) / 2**16))
+    fill_chunk_(w, seed=seed, std=std)
     return w
 
 
-def _normal_like(seed: int, label_L: Tensor, dim: int) -> Tensor:
-    """Sums of four centred uniform 16-bit integers as float32, standard deviation 2**16 / sqrt(3)."""
-    bits_L2D = rd.random_bits(seed, INIT_STEP, label_L, torch.arange(2 * dim, device=label_L.device))
-    total_L2D = (bits_L2D & 0xFFFF) + (bits_L2D >> 16)
-    return (total_L2D[:, :dim] + total_L2D[:, dim:] - 2 * 0xFFFF).to(torch.float32)
-
-
-def _store_rows(w: ChunkWeights, rows: slice, value_LD: Tensor) -> None:
-    if w.exponent_LG is None:
-        w.data_LD[rows] = value_LD.to(w.data_LD.dtype)
-    else:
-        store_fp8_(w, rows, value_LD)
+def fill_chunk_(w: ChunkWeights, *, seed: int, std: float) -> None:
+    """Write the random weights of ``make_chunk`` over a chunk; its compensation must be zero."""
+    ops = backend(w.data_LD.device).ROWS
+    flags = torch.zeros(2, dtype=torch.int64, device=w.data_LD.device)
+    stream, scale = rd.stream_key(seed, INIT_STEP), std * math.sqrt(3.0) / 2**16
+    for rows in label_blocks(w):
+        value_LD = ops.normal(w, rows, stream).mul_(scale)
+        # A step from zero against minus the values.
+        ops.update_(w, rows, torch.zeros_like(value_LD), value_LD.neg_(), Step(1.0, 1.0, stream), "nearest", flags)
 
 
 def dequantize(w: ChunkWeights) -> Tensor:

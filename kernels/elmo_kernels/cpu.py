@@ -5,7 +5,7 @@ One pass over a row steps it, chooses its exponents, rounds and encodes; the byt
 loops over features are written so that LLVM turns each into vector instructions.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import numba
 import numpy as np
@@ -22,6 +22,7 @@ from elmo_kernels.types import GROUP_FEATURES, ChunkWeights, Positives
 _parallel = partial(compiled, parallel=True)
 _ZERO, _INF, _INF_BITS = np.float32(0), np.float32(np.inf), np.uint32(rd.FP32_INF)
 _LARGEST = np.float32(rd.FP8_MAX * 2.0**rd.MAX_EXPONENT)
+_HALF = np.uint32(16)
 _LARGEST_BITS = _LARGEST.view(np.uint32)
 
 numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
@@ -148,6 +149,18 @@ def _update_fp8(data, exponent, w, u, comp, lr, keep, nearest, stream, first, fe
 
 
 @_parallel
+def _normal(out, stream, first, features):  # pragma: no cover
+    dim = out.shape[1]
+    for row in numba.prange(out.shape[0]):
+        key, v = rn.row_key(stream, first + row), out[row]
+        a, b, c, d = features[:dim], features[dim : 2 * dim], features[2 * dim : 3 * dim], features[3 * dim :]
+        for j in range(len(v)):
+            low = (rn.weight_bits(key, a[j]) >> _HALF) + (rn.weight_bits(key, b[j]) >> _HALF)
+            high = (rn.weight_bits(key, c[j]) >> _HALF) + (rn.weight_bits(key, d[j]) >> _HALF)
+            v[j] = np.float32(np.int32(low + high) - np.int32(2 * 0xFFFF))
+
+
+@_parallel
 def _merge(scores, ids, z, first):  # pragma: no cover
     last = scores.shape[1] - 1
     for instance in numba.prange(z.shape[0]):
@@ -177,6 +190,11 @@ def _patterns(tensor: Tensor) -> np.ndarray:
     return tensor.view(torch.uint16).numpy()
 
 
+@cache
+def _feature_keys(count: int) -> np.ndarray:
+    return rd.feature_key(torch.arange(count)).to(torch.uint32).numpy()
+
+
 def _decode(w: ChunkWeights, rows: slice) -> Tensor:
     if w.fmt == "fp32":
         return reference.decode_rows(w, rows)
@@ -196,8 +214,8 @@ def _update(w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step
     comp = _patterns(none if w.comp_HD is None else w.comp_HD[rows])
     lr, keep = np.float32(step.lr), np.float32(step.keep)
     bad = torch.zeros(w_LD.shape[0], 2, dtype=torch.int64)
-    features = rd.feature_key(torch.arange(w_LD.shape[1])).to(torch.uint32).numpy()
-    rest = (comp, lr, keep, rounding == "nearest", step.stream, w.label_offset + rows.start, features, bad.numpy())
+    first, features = w.label_offset + rows.start, _feature_keys(w_LD.shape[1])
+    rest = (comp, lr, keep, rounding == "nearest", step.stream, first, features, bad.numpy())
     if w.exponent_LG is None:
         _update_bf16(_patterns(w.data_LD[rows]), w_LD.numpy(), u_LD.numpy(), *rest)
     else:
@@ -210,23 +228,30 @@ def _merge_(scores_BK: Tensor, ids_BK: Tensor, z_BL: Tensor, first_label: int) -
     _merge(scores_BK.numpy(), ids_BK.numpy(), z_BL.numpy(), first_label)
 
 
-NUMBA = RowOps(decode=_decode, update_=_update, merge_=_merge_)
+def _normal_rows(w: ChunkWeights, rows: slice, stream: int) -> Tensor:
+    dim = w.data_LD.shape[1]
+    out_LD = torch.empty(rows.stop - rows.start, dim)
+    _normal(out_LD.numpy(), stream, w.label_offset + rows.start, _feature_keys(4 * dim))
+    return out_LD
+
+
+ROWS = RowOps(decode=_decode, update_=_update, merge_=_merge_, normal=_normal_rows)
 
 
 def logit_grad(
     w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float, want_loss: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
-    return reference.logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss, ops=NUMBA)
+    return reference.logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss, ops=ROWS)
 
 
 def update_(
     w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, *, scalars: Tensor, rounding: str, flags: Tensor
 ) -> None:
     """See ``elmo_kernels.update_with_``."""
-    reference.update_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags, ops=NUMBA)
+    reference.update_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags, ops=ROWS)
 
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor) -> None:
     """See ``elmo_kernels.topk_merge_``."""
-    reference.topk_merge_(scores_BK, ids_BK, w, x_BD, ops=NUMBA)
+    reference.topk_merge_(scores_BK, ids_BK, w, x_BD, ops=ROWS)

@@ -85,6 +85,14 @@ def _spread(group_LG: Tensor, dim: int) -> Tensor:
     return group_LG.repeat_interleave(GROUP_FEATURES, 1)[:, :dim]
 
 
+def normal_rows(w: ChunkWeights, rows: slice, stream: int) -> Tensor:
+    """For rows, sums of four centred uniform 16-bit integers as float32: standard deviation 2**16 / sqrt(3)."""
+    label_L = torch.arange(rows.start, rows.stop, device=w.data_LD.device) + w.label_offset
+    feature_key = rd.feature_key(torch.arange(4 * w.data_LD.shape[1], device=label_L.device))
+    bits = rd.weight_bits(rd.row_key(stream, label_L)[:, None], feature_key)
+    return ((bits >> 16).unflatten(1, (4, -1)).sum(1) - 2 * 0xFFFF).to(torch.float32)
+
+
 def update_rows_(
     w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step, rounding: str, flags: Tensor
 ) -> None:
@@ -115,7 +123,7 @@ def update_rows_(
     else:
         v_LD = torch.where(broken, w_LD, v_LD)
         flags[0] += (v_LD.abs() > rd.FP8_MAX * 2.0**rd.MAX_EXPONENT).sum()
-        store_fp8_(w, rows, v_LD, lambda scaled_LD: rounded(scaled_LD, rd.fp8_nearest, rd.fp8_stochastic))
+        _store_fp8(w, rows, v_LD, lambda scaled_LD: rounded(scaled_LD, rd.fp8_nearest, rd.fp8_stochastic))
         new_LD = decode_rows(w, rows)
     if comp is not None:
         # Kahan's sum: keep what rounding took; where that is not finite, keep the old.
@@ -123,7 +131,7 @@ def update_rows_(
         comp.copy_(torch.where(lost_HD.isfinite(), rd.bf16_value(rd.bf16_nearest(lost_HD)).bfloat16(), comp))
 
 
-def store_fp8_(w: ChunkWeights, rows: slice, v_LD: Tensor, encode: Rule = rd.fp8_nearest) -> None:
+def _store_fp8(w: ChunkWeights, rows: slice, v_LD: Tensor, encode: Rule) -> None:
     """Store finite values as codes, with ``encode`` for values scaled by their exponents.
 
     The exponent of a group follows its largest new value, whatever it was before. So no value that E4M3 can be
@@ -165,9 +173,10 @@ class RowOps:
     decode: Callable[[ChunkWeights, slice], Tensor] = decode_rows
     update_: Callable[[ChunkWeights, slice, Tensor, Tensor, Step, str, Tensor], None] = update_rows_
     merge_: Callable[[Tensor, Tensor, Tensor, int], None] = merge_rows_
+    normal: Callable[[ChunkWeights, slice, int], Tensor] = normal_rows
 
 
-TWIN = RowOps()
+ROWS = RowOps()
 
 
 def logit_grad(
@@ -178,7 +187,7 @@ def logit_grad(
     loss: str,
     prior: float,
     want_loss: bool,
-    ops: RowOps = TWIN,
+    ops: RowOps = ROWS,
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
     table = LOSSES[loss]
@@ -209,7 +218,7 @@ def update_(
     scalars: Tensor,
     rounding: str,
     flags: Tensor,
-    ops: RowOps = TWIN,
+    ops: RowOps = ROWS,
 ) -> None:
     """See ``elmo_kernels.update_with_``."""
     step = read_scalars(scalars)
@@ -221,7 +230,7 @@ def update_(
         ops.update_(w, rows, w_LD, u_LD, step, rounding, flags)
 
 
-def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, ops: RowOps = TWIN) -> None:
+def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, ops: RowOps = ROWS) -> None:
     """See ``elmo_kernels.topk_merge_``."""
     for rows in label_blocks(w):
         w_LD = ops.decode(w, rows)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from elmo_kernels import triton_kernels as tk
-from elmo_kernels.reference import Step, merge_rows_
+from elmo_kernels.reference import ROWS, merge_rows_  # noqa: F401 - rows of a GPU are made and read by torch
 from elmo_kernels.types import BLOCK_LABELS, ChunkWeights, Positives
 
 # Products of 64 rows and more do not compile for sm_100 (Triton 3.7, tensor memory layouts).
