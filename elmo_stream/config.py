@@ -66,6 +66,9 @@ class TrainConfig:
     """How long, and on which part of the data."""
 
     batch: int = _key(256, "instances per step", low=1, high=1 << 20)
+    micro_batch: int = _key(
+        0, "instances that the encoder takes at once, twice, to save its memory; 0: the whole batch, once", low=0
+    )
     epochs: int = _key(10, "passes over the training data", low=1, high=1_000_000)
     steps: int = _key(0, "steps in all; 0: as many as the epochs need", low=0)
     validation: float = _key(

@@ -5,7 +5,6 @@ resumed run repeats the bits of one that was never stopped (on a CPU: same versi
 GPUs see docs/numerics.md).
 """
 
-import hashlib
 import math
 import signal
 import time
@@ -27,6 +26,7 @@ from elmo_stream.files import check_files, locked
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from elmo_stream.training.encoder_step import EncoderStep, cut_batch
 from elmo_stream.training.evaluate import evaluate_model
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
 from elmo_stream.training.run import Run, create_run, device_of_run, load_model, new_encoder, open_run, prepare_torch
@@ -155,15 +155,14 @@ class _Trainer:
         factor = lr_factor(step, total=self.total_steps, warmup=config.warmup_steps, schedule=config.schedule)
         last = step + 1 == self.total_steps
         want_loss = last or (step + 1) % LOG_STEPS == 0 or step == 0
-        torch.manual_seed(_mix(self.config.seed, step))
+        pieces = cut_batch(batch, self.config.train.micro_batch)
         batch = batch.to(self.device)
-        with torch.set_grad_enabled(self.optimizer is not None):
-            x_BD = self.encoder(batch.token_ids_BT, batch.mask_BT)
+        half = EncoderStep(self.encoder, batch, pieces, seed=self.config.seed, step=step)
         dx_BD, loss = self.classifier.train_step(
-            x_BD.detach(), batch.positives, lr=factor * config.classifier_lr, step=step, want_loss=want_loss
+            half.x_BD, batch.positives, lr=factor * config.classifier_lr, step=step, want_loss=want_loss
         )
         if self.optimizer is not None:
-            x_BD.backward(dx_BD)
+            half.backward(dx_BD)
             for group in self.optimizer.param_groups:
                 group["lr"] = factor * config.encoder_lr
             self.optimizer.step()
@@ -263,11 +262,6 @@ class _Trainer:
             f"{self.classifier.dim} features in {self.config.classifier.format}, "
             f"{len(self.classifier.chunks)} chunks; steps {self.step:,} to {self.total_steps:,}"
         )
-
-
-def _mix(seed: int, step: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 @contextmanager
