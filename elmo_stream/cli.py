@@ -165,6 +165,11 @@ def plan(store: Path, config_file: Path | None, overrides: tuple[str, ...], as_j
 @_config_options
 @click.option("--epochs", type=click.IntRange(1), help="Short for --set train.epochs=N.")
 @click.option("--steps", type=click.IntRange(1), help="Short for --set train.steps=N.")
+@click.option(
+    "--init-from",
+    type=FOLDER,
+    help="Run to begin with: its encoder, and its labels by name; STORE may have other data and more labels.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the whole configuration and the plan, train nothing.")
 @common_options
 def train(
@@ -174,6 +179,7 @@ def train(
     overrides: tuple[str, ...],
     epochs: int | None,
     steps: int | None,
+    init_from: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -181,6 +187,7 @@ def train(
 
     \b
     elmo-stream train store --out run --epochs 5 --set train.batch=256
+    elmo-stream train newer-store --out newer-run --init-from run --config run/config.toml
 
     Ctrl-C (or SIGTERM) saves a checkpoint and ends; `elmo-stream resume run` goes on.
     """
@@ -207,7 +214,7 @@ def train(
         raise UserError("--out: give the folder of the new run.")
     from elmo_stream.training.trainer import train as train_run
 
-    _finish(train_run(store, out, config, report=say), out, as_json)
+    _finish(train_run(store, out, config, init_from=init_from, report=say), out, as_json)
 
 
 @main.command()

@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, cat
+from torch import Tensor, cat, from_numpy
 
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import check_files, list_files, new_folder, read_json, write_json_durably
@@ -171,6 +173,32 @@ class Checkpoint:
                 f"{self.folder}: has no {name!r} for labels {first} to {last}; it belongs to another classifier."
             )
         return rows
+
+    def copy_rows(self, name: str, label_L: NDArray[np.integer], into: Tensor) -> None:
+        """Overwrite row i of the classifier's tensor ``into`` by that of label ``label_L[i]``, where there is one.
+
+        The files are mapped, so memory is taken for the rows copied only.
+        """
+        for file_name, begin, end in self._chunks:
+            place = np.flatnonzero((label_L >= begin) & (label_L < end))
+            if not len(place):
+                continue
+            row = label_L[place].astype(np.int64) - begin
+            try:
+                with safe_open(self.folder / file_name, framework="pt") as file:
+                    if name not in file.keys():  # noqa: SIM118  (it is no dictionary)
+                        continue
+                    stored = file.get_tensor(name)
+                    here = row < len(stored)
+                    rows = stored[from_numpy(row[here])]
+            except SafetensorError as error:
+                raise CorruptError(f"{self.folder / file_name}: {error}.") from error
+            if rows.dtype != into.dtype or rows.shape[1:] != into.shape[1:]:
+                raise UserError(
+                    f"{self.folder / file_name}: {name!r} is {rows.dtype} {tuple(rows.shape[1:])} a label, not "
+                    f"{into.dtype} {tuple(into.shape[1:])}; its classifier has another format or size."
+                )
+            into[from_numpy(place[here])] = rows
 
 
 def load_checkpoint(run: Path, step: int | None = None, *, report: Any = print) -> Checkpoint | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from elmo_stream.config import Config, load_config
+from elmo_stream.config import Config, EncoderConfig, load_config
 from elmo_stream.data.index import Files, StoreIndex, TokenizerEntry, decode
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import check_files, fsync_tree, list_files, read_json, write_bytes_durably, write_json_durably
@@ -23,7 +23,8 @@ from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint
 FORMAT, VERSION = "elmo-stream-run", 1
 MAX_LENGTH = 1 << 16
 MAX_VALIDATION = 10_000
-_FOLDERS = ("labels", "tokenizer", "encoder")
+_FOLDERS = ("labels", "tokenizer", "encoder", "checkpoints")
+_MARKER = ".creating"
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,21 @@ def new_encoder(home: Path, config: Config, sizes: TokenizerEntry | RunInfo) -> 
     )
 
 
-def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encoder: Encoder) -> Run:
+def lay_out_run(
+    path: Path, store: Path, index: StoreIndex, config: Config, encoder: Encoder, *, prior: float | None = None
+) -> Run:
     """Lay out a new run in a folder that is empty, or was left by a creation that did not end; the caller locks it.
+
+    There is a run once ``publish_run`` was called; what belongs to its beginning is written before.
+
+    Args:
+        prior: where logits start; by default the share of positives in the training split.
 
     Raises:
         UserError: the folder holds a run already, or other files.
         CorruptError: the store's labels or tokenizer are damaged.
     """
-    marker = path / ".creating"
+    marker = path / _MARKER
     if (path / "run.json").exists():
         raise UserError(
             f"{path}: holds a run already; continue it with `elmo-stream resume {path}`, or choose another folder."
@@ -125,7 +133,7 @@ def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encod
         labels=index.labels.count,
         vocab_size=index.tokenizer.vocab_size,
         max_length=index.tokenizer.max_length,
-        prior=train.positives / (train.instances * index.labels.count),
+        prior=prior or train.positives / (train.instances * index.labels.count),
         train_instances=train.instances,
         instances=train.instances - held_out,
         validation_instances=valid,
@@ -133,9 +141,13 @@ def create_run(path: Path, store: Path, index: StoreIndex, config: Config, encod
         propensity_b=index.propensity.B,
         files={name: entry for name, entry in list_files(path).items() if name != marker.name},
     )
-    write_json_durably(path / "run.json", {"format": FORMAT, "version": VERSION, **asdict(info)})
-    marker.unlink()
     return Run(path, config, info)
+
+
+def publish_run(run: Run) -> None:
+    """Let a run that was laid out exist."""
+    write_json_durably(run.path / "run.json", {"format": FORMAT, "version": VERSION, **asdict(run.info)})
+    (run.path / _MARKER).unlink()
 
 
 def open_run(path: Path) -> Run:
@@ -162,16 +174,26 @@ def open_run(path: Path) -> Run:
     return Run(path, load_config(path / "config.toml"), info)
 
 
-def load_model(run: Run, checkpoint: Checkpoint, device: torch.device) -> tuple[Encoder, ChunkedClassifier]:
-    """Encoder and classifier with the weights of a checkpoint."""
+def load_encoder(run: Run, checkpoint: Checkpoint, config: EncoderConfig) -> Encoder:
+    """The encoder of a checkpoint of a run, under a configuration that asks for the same tensors.
+
+    Raises:
+        CorruptError: it asks for other tensors.
+    """
     encoder = restore_encoder(
-        run.config.encoder, run.path / "encoder", vocab_size=run.info.vocab_size, max_length=run.info.max_length
+        config, run.path / "encoder", vocab_size=run.info.vocab_size, max_length=run.info.max_length
     )
     try:
         encoder.load_state_dict(checkpoint.tensors("encoder"))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise CorruptError(f"{checkpoint.folder}: its encoder does not fit config.toml: {reason}") from error
+        raise CorruptError(f"{checkpoint.folder}: its encoder does not fit the configuration: {reason}") from error
+    return encoder
+
+
+def load_model(run: Run, checkpoint: Checkpoint, device: torch.device) -> tuple[Encoder, ChunkedClassifier]:
+    """Encoder and classifier with the weights of a checkpoint."""
+    encoder = load_encoder(run, checkpoint, run.config.encoder)
     classifier = ChunkedClassifier(
         run.info.labels,
         encoder.dim,

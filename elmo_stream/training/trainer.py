@@ -23,21 +23,34 @@ from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import check_files, locked
-from elmo_stream.model.classifier import ChunkedClassifier
+from elmo_stream.model.classifier import ChunkedClassifier, RowReader
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from elmo_stream.training.encoder_step import EncoderStep, cut_batch
 from elmo_stream.training.evaluate import evaluate_model
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
-from elmo_stream.training.run import Run, create_run, device_of_run, load_model, new_encoder, open_run, prepare_torch
+from elmo_stream.training.run import (
+    Run,
+    device_of_run,
+    lay_out_run,
+    load_model,
+    new_encoder,
+    open_run,
+    prepare_torch,
+    publish_run,
+)
 from elmo_stream.training.runlog import Report, RunLog, environment
+from elmo_stream.training.warm_start import WarmStart
 
 LOG_STEPS = 50
 VALIDATION_KS = (1, 3, 5)
 
 
-def train(store: Path, out: Path, config: Config, *, report: Report = print) -> int:
+def train(store: Path, out: Path, config: Config, *, init_from: Path | None = None, report: Report = print) -> int:
     """Train a new run; returns 0, or 128 + the number of the signal that ended it after a checkpoint.
+
+    Args:
+        init_from: a run whose weights the new one begins with; see ``training/warm_start.py``.
 
     Raises:
         UserError: bad store or configuration, a run in ``out`` already, or weights that became non-finite.
@@ -46,10 +59,15 @@ def train(store: Path, out: Path, config: Config, *, report: Report = print) -> 
     prepare_torch(config.threads)
     index = StoreIndex.load(store)
     check_files(store / "tokenizer", index.tokenizer.files)
-    encoder = new_encoder(store, config, index.tokenizer)
+    start = WarmStart(init_from, store, index, config, report) if init_from is not None else None
+    encoder = start.encoder if start else new_encoder(store, config, index.tokenizer)
     with locked(out):
-        run = create_run(out, store, index, config, encoder)
-        return _Trainer(run, report, encoder=encoder).fit()
+        run = lay_out_run(out, store, index, config, encoder, prior=start.prior if start else None)
+        trainer = _Trainer(run, report, encoder=encoder, weights=start)
+        if start:
+            trainer.save()  # from which a run that is killed before its first step goes on
+        publish_run(run)
+        return trainer.fit()
 
 
 def resume(path: Path, store: Path | None = None, *, report: Report = print) -> int:
@@ -81,6 +99,7 @@ class _Trainer:
         *,
         store: Path | None = None,
         encoder: Encoder | None = None,
+        weights: RowReader | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.run, self.config, self.report = run, run.config, report
@@ -106,6 +125,7 @@ class _Trainer:
                 prior=run.info.prior,
                 seed=self.config.seed,
                 device=self.device,
+                weights=weights,
             )
         self.optimizer = build_optimizer(self.encoder, self.config.optimizer)
         self.loader = StreamLoader(
