@@ -71,6 +71,7 @@ class TrainConfig:
     )
     epochs: int = _key(10, "passes over the training data", low=1, high=1_000_000)
     steps: int = _key(0, "steps in all; 0: as many as the epochs need", low=0)
+    label_texts: bool = _key(False, "train on the labels' names too: each is an instance whose label is itself")
     validation: float = _key(
         0.02,
         "share of the training instances held out for validation, unless the store has a valid split",

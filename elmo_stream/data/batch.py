@@ -29,7 +29,8 @@ class Positives:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """token_ids_BT: int64, padded; mask_BT: bool, true on tokens; instance_B: int64, rows of the split."""
+    """token_ids_BT: int64, padded; mask_BT: bool, true on tokens; instance_B: int64, rows of the split,
+    and behind them the labels' names where they are trained on."""
 
     token_ids_BT: Tensor
     mask_BT: Tensor

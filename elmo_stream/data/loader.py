@@ -8,7 +8,7 @@ suffice, since decompression and NumPy's copies release the interpreter lock.
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,8 @@ from elmo_stream.config import LoaderConfig
 from elmo_stream.data.batch import Batch, make_batch
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS, ShuffledOrder, StoredOrder, batch_permutation
-from elmo_stream.data.store import Shard, concatenate, open_store
+from elmo_stream.data.rows import Rows, RowsWithLabelTexts, SplitRows
+from elmo_stream.data.store import Shard, concatenate, offsets_of
 from elmo_stream.errors import UserError
 
 STATE_VERSION = 1
@@ -29,9 +30,8 @@ STATE_VERSION = 1
 class _ShardCache:
     """The shards in use, each read once however many threads ask for it; the least recently used one leaves."""
 
-    def __init__(self, store: Path, split: str, index: StoreIndex) -> None:
-        self._store = open_store(store)
-        self._split, self._entries = split, index.splits[split].shards
+    def __init__(self, read: Callable[[int], Shard]) -> None:
+        self._read = read
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, Future[Shard]] = OrderedDict()
 
@@ -47,7 +47,7 @@ class _ShardCache:
                 self._shards.popitem(last=False)
         if mine:
             try:
-                future.set_result(self._store.read_shard(self._split, self._entries[shard]))
+                future.set_result(self._read(shard))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
@@ -60,6 +60,7 @@ class StreamLoader:
         store: folder of the store.
         rows: first and last (exclusive) row of the split to use; validation takes the end of the training split.
         block_labels: labels per block of the pointer array of the positives.
+        label_texts: go over the labels' names too, each with its own label; for training from the first row on.
 
     Raises:
         UserError: the split is absent or empty.
@@ -77,17 +78,22 @@ class StreamLoader:
         shuffle: bool = True,
         block_labels: int,
         config: LoaderConfig,
+        label_texts: bool = False,
     ) -> None:
         self._index = StoreIndex.load(store)
         if split not in self._index.splits:
             raise UserError(f"{store}: has no split {split!r}; it has {', '.join(self._index.splits)}.")
-        self._first, self._last = rows or (0, self._index.splits[split].instances)
-        if self._last <= self._first:
+        self._first, last = rows or (0, self._index.splits[split].instances)
+        if last <= self._first:
             raise UserError(f"{store}: no instances to read in split {split!r}.")
+        self._rows: Rows = SplitRows(store, self._index, split, last)
+        if label_texts:
+            self._rows = RowsWithLabelTexts(self._rows, store, seed=seed)
         self._batch, self._seed, self._shuffle, self._config = batch, seed, shuffle, config
         self._block_labels = block_labels
-        self._shard_start = np.concatenate([[0], np.cumsum([s.rows for s in self._index.splits[split].shards])])
-        self._cache = _ShardCache(store, split, self._index)
+        self._shard_start = offsets_of(self._rows.sizes)
+        self._last = int(self._shard_start[-1])
+        self._cache = _ShardCache(self._rows.read)
         self._epoch, self._seen = 0, 0
         self._iterating = False
         self._pool = ThreadPoolExecutor(config.workers, "elmo-loader") if config.workers else None
@@ -184,9 +190,7 @@ class StreamLoader:
             return StoredOrder(self._first, self._last)
         if self._first:
             raise ValueError("a shuffled loader starts at the first row of its split")
-        ends = np.minimum(self._shard_start[1:], self._last)
-        rows = np.diff(np.concatenate([[0], ends]))
-        return ShuffledOrder(rows[rows > 0].tolist(), seed=self._seed, epoch=epoch)
+        return ShuffledOrder(self._rows.sizes.tolist(), seed=self._seed, epoch=epoch)
 
     def _build_group(self, epoch: int, group: int, order: ShuffledOrder | StoredOrder) -> list[Batch]:
         size = self._batch * self._config.bucket
@@ -204,7 +208,7 @@ class StreamLoader:
         return [
             make_batch(
                 rows.take(piece),
-                ids[piece],
+                self._rows.instances(ids[piece]),
                 pad_id=self._index.tokenizer.pad_id,
                 num_labels=self._index.labels.count,
                 block_labels=self._block_labels,

@@ -12,7 +12,7 @@ from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
 from elmo_stream.model.classifier import plan_chunks
 from elmo_stream.model.encoder import Encoder, restore_encoder
-from elmo_stream.training.run import held_out_instances, new_encoder
+from elmo_stream.training.run import instances_per_epoch, new_encoder
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}
 
@@ -69,7 +69,7 @@ def make_plan(store: Path, config: Config) -> Plan:
     kahan = int((1.0 if rule.rounding == "kahan" else rule.kahan_head) * labels) * dim * 2
     train = index.splits["train"]
     shard = max(s.tokens * 2 + s.rows * 16 + s.positives * 8 for s in train.shards)
-    instances = train.instances - held_out_instances(index, config.train.validation)
+    instances = instances_per_epoch(index, config)
     per_epoch = -(-instances // batch)
     states = 3 if config.encoder.format == "bf16" else 2
     return Plan(

@@ -79,6 +79,12 @@ def held_out_instances(index: StoreIndex, share: float) -> int:
     return 0 if "valid" in index.splits else min(int(share * instances), MAX_VALIDATION, instances - 1)
 
 
+def instances_per_epoch(index: StoreIndex, config: Config) -> int:
+    """Instances that an epoch trains on: those not held out, and the labels' names where they are asked for."""
+    names = index.labels.count if config.train.label_texts else 0
+    return index.splits["train"].instances - held_out_instances(index, config.train.validation) + names
+
+
 def new_encoder(home: Path, config: Config, sizes: TokenizerEntry | RunInfo) -> Encoder:
     """An untrained encoder for the tokenizer in ``home``, a store or a run; raises what ``create_encoder`` raises."""
     return create_encoder(

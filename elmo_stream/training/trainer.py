@@ -135,6 +135,7 @@ class _Trainer:
             seed=self.config.seed,
             block_labels=BLOCK_LABELS,
             config=self.config.loader,
+            label_texts=self.config.train.label_texts,
         )
         self.total_steps = self.config.train.steps or self.config.train.epochs * self.loader.batches_per_epoch
         self.signal: int | None = None
@@ -278,7 +279,7 @@ class _Trainer:
         info, name = self.run.info, environment()["device"]
         self.report(
             f"device {name} (kernels: {elmo_kernels.backend_name(self.device)}, "
-            f"{torch.get_num_threads()} CPU threads); {info.instances:,} instances, {info.labels:,} labels x "
+            f"{torch.get_num_threads()} CPU threads); {self.loader.instances:,} instances, {info.labels:,} labels x "
             f"{self.classifier.dim} features in {self.config.classifier.format}, "
             f"{len(self.classifier.chunks)} chunks; steps {self.step:,} to {self.total_steps:,}"
         )

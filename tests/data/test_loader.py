@@ -11,8 +11,10 @@ import torch
 from elmo_stream.config import LoaderConfig
 from elmo_stream.data.batch import Batch
 from elmo_stream.data.index import StoreIndex
+from elmo_stream.data.labels import LabelNames
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.data.store import open_store
+from elmo_stream.data.tokenize import Tokenizer
 from elmo_stream.errors import CorruptError, UserError
 
 BATCH, BLOCK = 24, 1024
@@ -158,6 +160,45 @@ def test_a_damaged_shard_ends_the_iteration_with_its_name(store: Path, tmp_path:
     largest.write_bytes(largest.read_bytes()[:-7])
     with _loader(copy, workers=workers) as loader, pytest.raises(CorruptError, match=entry.name):
         _take(loader, loader.batches_per_epoch)
+
+
+@pytest.mark.parametrize("last", [1500, 1290, 700])
+def test_label_names_join_an_epoch_once_each_with_their_own_label_alone(store: Path, last: int) -> None:
+    names, tokenizer = LabelNames(store / "labels"), Tokenizer.load(store / "tokenizer")
+    rows, labels, texts = [], [], []
+    with _loader(store, rows=(0, last), label_texts=True) as loader:
+        assert loader.instances == last + len(names)
+        batches = _take(loader, loader.batches_per_epoch)
+    for batch in batches:
+        for place, instance in enumerate(batch.instance_B.tolist()):
+            if instance < last:
+                rows.append(instance)
+                continue
+            texts.append(instance - last)
+            (label,) = batch.positives.label_P[batch.positives.instance_P == place].tolist()
+            labels.append(label)
+            tokens, _, _ = tokenizer.encode_batch(names[[label]])
+            assert batch.token_ids_BT[place][batch.mask_BT[place]].tolist() == tokens.tolist()
+    assert sorted(rows) == list(range(last))
+    assert sorted(labels) == sorted(texts) == list(range(len(names)))
+    by_text = [label for _, label in sorted(zip(texts, labels, strict=True))]
+    assert by_text != sorted(by_text)
+    for half in (batches[: len(batches) // 2], batches[len(batches) // 2 :]):
+        share = np.mean([(batch.instance_B >= last).double().mean().item() for batch in half])
+        assert share == pytest.approx(len(names) / (last + len(names)), abs=0.06)
+
+
+def test_label_names_keep_the_order_and_its_positions(store: Path) -> None:
+    def batches(seen: int, workers: int, prefetch: int = 1) -> list[Batch]:
+        with _loader(store, rows=(0, 1290), label_texts=True, workers=workers, prefetch=prefetch) as loader:
+            loader.load_state_dict({**loader.state_dict(), "instances_seen": seen * BATCH})
+            return _take(loader, loader.batches_per_epoch + 3 - seen)
+
+    walk = batches(0, workers=0)
+    for seen, workers in ((0, 3), (1, 0), (9, 2)):
+        assert all(_same(a, b) for a, b in zip(batches(seen, workers, prefetch=5), walk[seen:], strict=True))
+    with _loader(store, rows=(0, 1290)) as plain, pytest.raises(UserError, match="instances"):
+        plain.load_state_dict({**plain.state_dict(), "instances": 1290 + len(LabelNames(store / "labels"))})
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones(store: Path) -> None:

@@ -73,6 +73,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
         ["classifier.kahan_head=0.5"],
         ["encoder.frozen=true"],
         ["train.micro_batch=70", "encoder.dropout=0.2"],
+        ["train.label_texts=true"],
         ["encoder.hidden=48"],
         ["classifier.loss=squared_hinge"],
     ],
