@@ -55,7 +55,7 @@ def make_chunk(
 
     A weight is a sum of four uniform 16-bit integers from the hash of (seed, label, feature): close to
     normal, standard deviation ``std``, at most 3.46 times it, and exact in float32 on every device. It is
-    rounded to nearest; a compensation starts with what that took.
+    rounded to nearest; a compensation starts at zero.
 
     Raises:
         ValueError: as ``empty_chunk``, or for a ``std`` that is not positive and finite.
@@ -68,7 +68,7 @@ def make_chunk(
 
 
 def fill_chunk_(w: ChunkWeights, *, seed: int, std: float) -> None:
-    """Write the random weights of ``make_chunk`` over a chunk; its compensation must be zero."""
+    """Write what ``make_chunk`` gives over a chunk."""
     ops = backend(w.data_LD.device).ROWS
     flags = torch.zeros(2, dtype=torch.int64, device=w.data_LD.device)
     stream, scale = rd.stream_key(seed, INIT_STEP), std * math.sqrt(3.0) / 2**16
@@ -76,6 +76,8 @@ def fill_chunk_(w: ChunkWeights, *, seed: int, std: float) -> None:
         value_LD = ops.normal(w, rows, stream).mul_(scale)
         # A step from zero against minus the values.
         ops.update_(w, rows, torch.zeros_like(value_LD), value_LD.neg_(), Step(1.0, 1.0, stream), "nearest", flags)
+    if w.comp_HD is not None:
+        w.comp_HD.zero_()
 
 
 def dequantize(w: ChunkWeights) -> Tensor:
