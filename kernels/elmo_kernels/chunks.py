@@ -63,12 +63,6 @@ def make_chunk(
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"the standard deviation of the first weights is {std}; it must be positive and finite.")
     w = empty_chunk(fmt, labels, dim, label_offset, kahan_rows=kahan_rows, device=device)
-    fill_chunk_(w, seed=seed, std=std)
-    return w
-
-
-def fill_chunk_(w: ChunkWeights, *, seed: int, std: float) -> None:
-    """Write what ``make_chunk`` gives over a chunk."""
     ops = backend(w.data_LD.device).ROWS
     flags = torch.zeros(2, dtype=torch.int64, device=w.data_LD.device)
     stream, scale = rd.stream_key(seed, INIT_STEP), std * math.sqrt(3.0) / 2**16
@@ -78,6 +72,7 @@ def fill_chunk_(w: ChunkWeights, *, seed: int, std: float) -> None:
         ops.update_(w, rows, torch.zeros_like(value_LD), value_LD.neg_(), Step(1.0, 1.0, stream), "nearest", flags)
     if w.comp_HD is not None:
         w.comp_HD.zero_()
+    return w
 
 
 def dequantize(w: ChunkWeights) -> Tensor:
