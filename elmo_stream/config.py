@@ -43,7 +43,16 @@ class EncoderConfig:
     dropout: float = _key(0.3, "dropout on the embedding", low=0.0, high=0.95)
     frozen: bool = _key(False, "keep the encoder as it is and train the classifier only")
     checkpointing: bool = _key(False, "transformer: recompute activations in the backward pass to save memory")
-    format: str = _key("fp32", "encoder weights: fp32, or bf16 with Kahan summation", choices=("fp32", "bf16"))
+    format: str = _key(
+        "fp32",
+        "encoder weights; fp8: bf16 weights and FP8 products of matrices, for a transformer on a GPU from sm_89 on",
+        choices=("fp32", "bf16", "fp8"),
+    )
+    rounding: str = _key(
+        "kahan",
+        "of bf16 weights: kahan keeps a compensation of 2 bytes a weight, stochastic needs none",
+        choices=("kahan", "stochastic"),
+    )
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,11 @@ class OptimizerConfig:
     warmup_steps: int = _key(100, "steps of linear warm-up", low=0)
     schedule: str = _key("cosine", "learning rate after the warm-up", choices=("cosine", "linear", "constant"))
     weight_decay: float = _key(0.01, "decay of the encoder's matrices", low=0.0, high=10.0)
+    states: str = _key(
+        "auto",
+        "AdamW's two states a weight: 8, 4 or 2 bytes; auto: fp32 for fp32 weights, else bf16",
+        choices=("auto", "fp32", "bf16", "8bit"),
+    )
 
 
 @dataclass(frozen=True)
@@ -188,10 +202,14 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 
 def _resolved(config: Config) -> Config:
     encoder_lr, classifier_lr = DEFAULT_LRS[config.encoder.kind]
+    states = config.optimizer.states
+    if states == "auto":
+        states = "fp32" if config.encoder.format == "fp32" else "bf16"
     optimizer = replace(
         config.optimizer,
         encoder_lr=config.optimizer.encoder_lr or encoder_lr,
         classifier_lr=config.optimizer.classifier_lr or classifier_lr,
+        states=states,
     )
     return replace(config, optimizer=optimizer)
 
@@ -254,6 +272,10 @@ def _check_together(config: Config) -> None:
         raise UserError("encoder.name: a transformer needs a name, folder or installed package; set encoder.name.")
     if config.encoder.kind == "bag" and config.encoder.dim % 16:
         raise UserError(f"encoder.dim must be a multiple of 16; got {config.encoder.dim}.")
+    if config.encoder.kind == "bag" and config.encoder.format == "fp8":
+        raise UserError("encoder.format: fp8 is for transformers; a bag multiplies no matrices. Use fp32 or bf16.")
+    if config.encoder.format == "fp32" and config.encoder.rounding == "stochastic":
+        raise UserError("encoder.rounding: stochastic needs encoder.format bf16 or fp8.")
     if config.classifier.format == "fp32" and (config.classifier.rounding == "kahan" or config.classifier.kahan_head):
         raise UserError("classifier.rounding: kahan and classifier.kahan_head need classifier.format bf16 or fp8.")
     if config.checkpoint.every_steps == 0 and config.checkpoint.every_minutes == 0:

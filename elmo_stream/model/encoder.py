@@ -16,7 +16,7 @@ from elmo_stream.config import EncoderConfig
 from elmo_stream.errors import UserError
 from elmo_stream.pretrained import find_pretrained
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 INIT_STD = 0.1
 # Odd 32-bit multipliers of the hash of a bigram; their products with token ids stay below 2**63.
 _LEFT, _RIGHT = 0x9E3779B1, 0x85EBCA6B
@@ -86,12 +86,18 @@ class TransformerEncoder(nn.Module):
         if hasattr(model, "pooler"):
             model.pooler = None
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model
 
     def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool."""
-        hidden_BTD = self.model(input_ids=token_ids_BT, attention_mask=mask_BT.long()).last_hidden_state
+        # A configuration may ask for the hidden states of all layers; they would be kept to no use.
+        hidden_BTD = self.model(
+            input_ids=token_ids_BT,
+            attention_mask=mask_BT.long(),
+            output_hidden_states=False,
+            output_attentions=False,
+        ).last_hidden_state
         if self._pooling == "cls":
             return hidden_BTD[:, 0]
         mask_BT1 = mask_BT.unsqueeze(2).to(hidden_BTD.dtype)

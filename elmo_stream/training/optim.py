@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from elmo_stream.config import OptimizerConfig
+from elmo_stream.training.adamw import CompactAdamW
 
 BETAS = (0.9, 0.99)
 EPS = 1e-6
@@ -21,11 +22,17 @@ def lr_factor(step: int, *, total: int, warmup: int, schedule: str) -> float:
     return 1.0 - done if schedule == "linear" else 1.0
 
 
-def build_optimizer(encoder: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer | None:
+def build_optimizer(
+    encoder: nn.Module, config: OptimizerConfig, *, rounding: str = "kahan"
+) -> torch.optim.Optimizer | None:
     """AdamW over the trainable parameters, or None when all are frozen.
 
-    BF16 weights keep a Kahan compensation, without which updates below 2^-9 of a weight are lost (torch-optimi;
-    Zamirai et al., arXiv 2010.06192). Vectors (biases, norms, token weights) are not decayed.
+    Vectors (biases, norms, token weights) are not decayed. FP32 weights with FP32 states are torch's, BF16 weights with
+    Kahan compensation and BF16 states torch-optimi's, which has kernels for them; all else is ``CompactAdamW``.
+
+    Args:
+        rounding: of BF16 weights: "kahan" keeps a compensation, without which updates below 2^-9 of a weight are lost
+            by rounding to nearest (Zamirai et al., arXiv 2010.06192); "stochastic" needs none.
     """
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     if not parameters:
@@ -35,19 +42,24 @@ def build_optimizer(encoder: nn.Module, config: OptimizerConfig) -> torch.optim.
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if parameters[0].dtype == torch.bfloat16:
+    kind = (parameters[0].dtype, config.states, rounding)
+    if kind[:2] == (torch.float32, "fp32"):
+        return torch.optim.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, fused=True)
+    if kind == (torch.bfloat16, "bf16", "kahan"):
         import optimi
 
         # Left to itself, it would choose its kernel in the first step only, and a resumed run has none.
         on_gpu = parameters[0].is_cuda
         return optimi.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, kahan_sum=True, triton=on_gpu)
-    return torch.optim.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, fused=True)
+    return CompactAdamW(
+        groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, states=config.states, kahan=rounding == "kahan"
+    )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The optimizer's state as tensors named ``parameter.name``, and the step counters of its groups by number.
 
-    torch keeps its counters with the parameters, torch-optimi with the groups.
+    torch keeps its counters with the parameters, the others with the groups.
     """
     tensors = {
         f"{index}.{name}": value
@@ -61,11 +73,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], counters: dict[str, int]
 ) -> None:
-    """Restore what ``optimizer_tensors`` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
+    """Restore what ``optimizer_tensors`` gave, bit for bit: torch's own way would turn codes into floats."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][name] = value.to(parameter.device)
     for number, steps in counters.items():
         optimizer.param_groups[int(number)].update(step=torch.tensor(steps, dtype=torch.int32), setup=True)

@@ -15,7 +15,7 @@ from elmo_stream.files import write_bytes_durably
 from elmo_stream.system import peak_resident_bytes
 
 LINE_SECONDS = 5.0
-_DECIDING = ("elmo-stream", "numpy", "numba", "triton", "transformers", "torch-optimi")
+_DECIDING = ("elmo-stream", "numpy", "numba", "triton", "transformers", "torch-optimi", "torchao")
 
 Report = Callable[[str], None]
 

@@ -25,6 +25,7 @@ from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import check_files, locked
 from elmo_stream.model.classifier import ChunkedClassifier, RowReader
 from elmo_stream.model.encoder import Encoder
+from elmo_stream.model.fp8_linear import require_fp8, use_fp8_
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from elmo_stream.training.encoder_step import EncoderStep, cut_batch
 from elmo_stream.training.evaluate import evaluate_model
@@ -57,6 +58,8 @@ def train(store: Path, out: Path, config: Config, *, init_from: Path | None = No
         LockedError: another process trains in ``out``.
     """
     prepare_torch(config.threads)
+    if config.encoder.format == "fp8":
+        require_fp8(device_of_run())
     index = StoreIndex.load(store)
     check_files(store / "tokenizer", index.tokenizer.files)
     start = WarmStart(init_from, store, index, config, report) if init_from is not None else None
@@ -127,7 +130,10 @@ class _Trainer:
                 device=self.device,
                 weights=weights,
             )
-        self.optimizer = build_optimizer(self.encoder, self.config.optimizer)
+        if self.config.encoder.format == "fp8":
+            require_fp8(self.device)
+            use_fp8_(self.encoder.body)
+        self.optimizer = build_optimizer(self.encoder, self.config.optimizer, rounding=self.config.encoder.rounding)
         self.loader = StreamLoader(
             self.store,
             rows=(0, run.info.instances),

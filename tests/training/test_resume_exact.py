@@ -69,6 +69,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     "keys",
     [
         ["encoder.format=bf16"],
+        ["encoder.format=bf16", "encoder.rounding=stochastic", "optimizer.states=8bit"],
         ["classifier.rounding=kahan", "classifier.format=bf16"],
         ["classifier.kahan_head=0.5"],
         ["encoder.frozen=true"],

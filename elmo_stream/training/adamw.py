@@ -1,0 +1,145 @@
+"""AdamW for weights and states of few bytes: everything is computed in FP32 and stored rounded.
+
+BF16 weights are rounded stochastically, or keep what rounding took off in a Kahan compensation. States are FP32, BF16,
+or 8 bits in blocks of 256 values that share the largest one (Dettmers et al., "8-bit Optimizers via Block-wise
+Quantization", ICLR 2022). All rounding but that of FP32 is stochastic, so that a change far below a code's distance
+is not lost: at a decay of 0.99 a second moment in 8 bits would else never fall.
+
+Random bits come from torch's generators, which ``EncoderStep`` seeds from (run seed, step). Parameters are worked on in
+slices, so that temporary memory does not depend on their size.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+BLOCK = 256
+_SLICE = 1 << 20
+# An 8-bit code is the exponent and the first three bits of the mantissa of the FP32 pattern, relative to a block's
+# largest value, which is 1.0 and has the last code.
+_CUT_BITS = 20
+_TOP = 0x3F800000 >> _CUT_BITS
+
+
+class CompactAdamW(Optimizer):
+    """AdamW (Loshchilov and Hutter, ICLR 2019) with compact weights and states.
+
+    Args:
+        groups: parameter groups; weights are float32 or bfloat16.
+        states: "fp32", "bf16" or "8bit".
+        kahan: bfloat16 weights carry a compensation; else they are rounded stochastically.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        states: str,
+        kahan: bool,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "step": 0})
+        self._states, self._kahan = states, kahan
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step; the state of a parameter begins with its first gradient."""
+        for group in self.param_groups:
+            group["step"] += 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    if not state:
+                        state.update(self._first_state(parameter))
+                    _update_(parameter, state, group)
+
+    def _first_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        size, device = parameter.numel(), parameter.device
+        state = {}
+        for name in ("mean", "square"):
+            if self._states == "8bit":
+                state[name] = torch.zeros(size, dtype=torch.uint8, device=device)
+                state[f"{name}_scale"] = torch.zeros(-(-size // BLOCK), device=device)
+            else:
+                state[name] = torch.zeros(
+                    size, dtype=torch.float32 if self._states == "fp32" else torch.bfloat16, device=device
+                )
+        if self._kahan and parameter.dtype == torch.bfloat16:
+            state["compensation"] = torch.zeros(size, dtype=torch.bfloat16, device=device)
+        return state
+
+
+def _update_(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    (beta1, beta2), steps = group["betas"], int(group["step"])
+    weight_N, gradient_N = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
+    for first in range(0, len(weight_N), _SLICE):
+        part = slice(first, first + _SLICE)
+        g = gradient_N[part].float()
+        mean = _read(state, "mean", part, signed=True).lerp_(g, 1 - beta1)
+        square = _read(state, "square", part, signed=False).lerp_(g * g, 1 - beta2)
+        _write_(state, "mean", part, mean, signed=True)
+        _write_(state, "square", part, square, signed=False)
+        change = mean.div_(1 - beta1**steps) / square.div_(1 - beta2**steps).sqrt_().add_(group["eps"])
+        w = weight_N[part].float()
+        if "compensation" in state:
+            w += state["compensation"][part].float()
+        w -= group["lr"] * (change + group["weight_decay"] * w)
+        if "compensation" in state:
+            weight_N[part] = w.bfloat16()
+            state["compensation"][part] = (w - weight_N[part].float()).bfloat16()
+        else:
+            _store_(weight_N[part], w)
+
+
+def _store_(target_N: Tensor, value_N: Tensor) -> None:
+    """Round float32 values to the type of the target, stochastically to bfloat16."""
+    if target_N.dtype == torch.bfloat16:
+        bits = value_N.view(torch.int32) + torch.randint_like(value_N, 1 << 16, dtype=torch.int32)
+        value_N = (bits & -(1 << 16)).view(torch.float32)
+    target_N.copy_(value_N)
+
+
+def _read(state: dict[str, Tensor], name: str, part: slice, *, signed: bool) -> Tensor:
+    if state[name].dtype != torch.uint8:
+        return state[name][part].to(torch.float32, copy=True)
+    scale = state[f"{name}_scale"][part.start // BLOCK : -(-part.stop // BLOCK)]
+    code = state[name][part].int()
+    return _decode(code, signed) * scale.repeat_interleave(BLOCK)[: len(code)]
+
+
+def _write_(state: dict[str, Tensor], name: str, part: slice, value_N: Tensor, *, signed: bool) -> None:
+    if state[name].dtype != torch.uint8:
+        _store_(state[name][part], value_N)
+        return
+    blocks = -(-len(value_N) // BLOCK)
+    padded = torch.nn.functional.pad(value_N, (0, blocks * BLOCK - len(value_N))).view(blocks, BLOCK)
+    scale = padded.abs().amax(1, keepdim=True)
+    relative = padded / scale.clamp_min(torch.finfo(torch.float32).tiny)
+    state[name][part] = _encode(relative.view(-1)[: len(value_N)], signed)
+    state[f"{name}_scale"][part.start // BLOCK : part.start // BLOCK + blocks] = scale.view(-1)
+
+
+def _encode(relative_N: Tensor, signed: bool) -> Tensor:
+    """Codes (uint8) of values in [-1, 1], or [0, 1]: with a sign 128 magnitudes down to 2^-16, without 256 to 2^-32.
+
+    Without a sign the least code is no zero, by which a step would be divided.
+    """
+    bits = relative_N.abs().view(torch.int32) + torch.randint_like(relative_N, 1 << _CUT_BITS, dtype=torch.int32)
+    codes = 128 if signed else 256
+    magnitude = ((bits >> _CUT_BITS) - (_TOP - codes + 1)).clamp_(0, codes - 1)
+    if signed:
+        magnitude = torch.where(relative_N < 0, magnitude + 128, magnitude)
+    return magnitude.to(torch.uint8)
+
+
+def _decode(code_N: Tensor, signed: bool) -> Tensor:
+    magnitude = code_N & 127 if signed else code_N
+    value = ((magnitude + (_TOP - (127 if signed else 255))) << _CUT_BITS).view(torch.float32)
+    if not signed:
+        return value
+    return torch.where(magnitude == 0, 0.0, torch.where(code_N > 127, -value, value))

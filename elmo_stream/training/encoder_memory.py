@@ -1,0 +1,119 @@
+"""How many bytes the encoder takes in training: by running a step of it on tensors that have no memory.
+
+Fake tensors have shapes and devices but no data, so a forward and backward pass of any model tells every allocation it
+would make, in a second or two and without the memory that it asks about.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from elmo_stream.config import Config
+from elmo_stream.model.encoder import Encoder
+
+_STATE_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 * (1 + 4 / 256)}
+
+
+@dataclass(frozen=True)
+class EncoderMemory:
+    """Bytes of the encoder's weights, gradients, optimizer state, and of what a step takes beside them at its peak.
+
+    ``activations`` is the peak of everything that the forward and backward pass allocate and free again: stored
+    activations, temporary tensors, and a gradient that is summed up beside its sum.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: torch.device) -> EncoderMemory:
+    """The memory of training an encoder, whose weights may be on the meta device, with texts of ``length`` tokens.
+
+    The batch is ``train.batch``, or ``train.micro_batch`` where set. FP8 products are counted as the BF16 ones.
+    """
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    weights = sum(map(_bytes, (*encoder.parameters(), *encoder.buffers())))
+    instances = min(config.train.micro_batch or config.train.batch, config.train.batch)
+    again = 0 < config.train.micro_batch < config.train.batch
+    return EncoderMemory(
+        weights=weights,
+        gradients=sum(map(_bytes, trained)),
+        optimizer=int(sum(p.numel() for p in trained) * _state_bytes(config)),
+        activations=_peak_of_step(encoder, instances, length, device, accumulate=again),
+    )
+
+
+def _state_bytes(config: Config) -> float:
+    """Bytes of optimizer state a weight."""
+    compensation = 2 if config.encoder.format != "fp32" and config.encoder.rounding == "kahan" else 0
+    return _STATE_BYTES[config.optimizer.states] + compensation
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _peak_of_step(encoder: Encoder, instances: int, length: int, device: torch.device, *, accumulate: bool) -> int:
+    """Peak of a forward and backward pass beyond weights and gradients; ``accumulate``: gradients are there already."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = _without_data(encoder, device).train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        token_ids_BT = torch.zeros(instances, length, dtype=torch.int64, device=device)
+        mask_BT = torch.ones(instances, length, dtype=torch.bool, device=device)
+        if accumulate:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+        known = [*model.parameters(), *model.buffers(), *(p.grad for p in trained if p.grad is not None)]
+        with _Allocations([*known, token_ids_BT, mask_BT]) as allocations:
+            x_BD = model(token_ids_BT, mask_BT)
+            if trained:
+                x_BD.backward(torch.empty_like(x_BD))
+        kept = 0 if accumulate else sum(map(_bytes, trained))
+        return max(0, allocations.peak - kept)
+
+
+def _without_data(encoder: Encoder, device: torch.device) -> nn.Module:
+    """A copy whose tensors are fake ones of the device; called under a fake mode."""
+    memo: dict[int, Any] = {}
+    for parameter in encoder.parameters():
+        fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
+        memo[id(parameter)] = fake.requires_grad_(parameter.requires_grad)
+    for buffer in encoder.buffers():
+        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+    return copy.deepcopy(encoder, memo)
+
+
+class _Allocations(TorchDispatchMode):
+    """Adds up the storages that operations return, until they are freed."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if (key := storage._cdata) not in self._sizes:
+                    self._sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._free, key)
+        return result
+
+    def _free(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
