@@ -39,9 +39,12 @@ class EncoderConfig:
     pooling: str = _key("mean", "transformer: mean over the tokens, or the first token", choices=("mean", "cls"))
     dim: int = _key(256, "bag: size of the embedding, a multiple of 16", low=16, high=65536)
     bigrams: int = _key(32768, "bag: buckets for pairs of neighbouring tokens; 0 for none", low=0, high=1 << 28)
-    hidden: int = _key(0, "bag: width of the residual MLP after the bag; 0 for none", low=0, high=65536)
+    hidden: int = _key(0, "width of a residual MLP on the embedding; 0 for none", low=0, high=65536)
     dropout: float = _key(0.3, "dropout on the embedding", low=0.0, high=0.95)
-    frozen: bool = _key(False, "keep the encoder as it is and train the classifier only")
+    frozen: bool = _key(
+        False, "keep the encoder as it is, embed each text once, and train the classifier and the MLP on what is cached"
+    )
+    cache: str = _key("", "folder of cached embeddings, which runs may share; empty: embeddings/ in the run's folder")
     checkpointing: bool = _key(False, "transformer: recompute activations in the backward pass to save memory")
     format: str = _key(
         "fp32",
@@ -272,6 +275,10 @@ def _check_together(config: Config) -> None:
         raise UserError("encoder.name: a transformer needs a name, folder or installed package; set encoder.name.")
     if config.encoder.kind == "bag" and config.encoder.dim % 16:
         raise UserError(f"encoder.dim must be a multiple of 16; got {config.encoder.dim}.")
+    if config.encoder.cache and not config.encoder.frozen:
+        raise UserError(
+            "encoder.cache: embeddings are cached with encoder.frozen = true only; set it, or leave it out."
+        )
     if config.encoder.kind == "bag" and config.encoder.format == "fp8":
         raise UserError("encoder.format: fp8 is for transformers; a bag multiplies no matrices. Use fp32 or bf16.")
     if config.encoder.format == "fp32" and config.encoder.rounding == "stochastic":

@@ -44,6 +44,13 @@ def write_bytes_durably(path: Path, data: bytes) -> None:
     fsync_path(path.parent)
 
 
+def rename_durably(temporary: Path, final: Path) -> None:
+    """Let a file that was written under a temporary name appear, flushed."""
+    fsync_path(temporary)
+    os.replace(temporary, final)
+    fsync_path(final.parent)
+
+
 def write_json_durably(path: Path, value: Any) -> None:
     """Write readable, key-ordered JSON durably."""
     write_bytes_durably(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

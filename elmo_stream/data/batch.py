@@ -30,12 +30,13 @@ class Positives:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """token_ids_BT: int64, padded; mask_BT: bool, true on tokens; instance_B: int64, rows of the split,
-    and behind them the labels' names where they are trained on."""
+    and behind them the labels' names where they are trained on; embedding_BD: bfloat16, where they are cached."""
 
     token_ids_BT: Tensor
     mask_BT: Tensor
     instance_B: Tensor
     positives: Positives
+    embedding_BD: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; a copy to a GPU, from pinned memory, does not hold up the host."""
@@ -47,7 +48,14 @@ class Batch:
 
         pairs = self.positives
         moved = Positives(move(pairs.label_P), move(pairs.instance_P), move(pairs.weight_P), move(pairs.block_ptr))
-        return replace(self, token_ids_BT=move(self.token_ids_BT), mask_BT=move(self.mask_BT), positives=moved)
+        embedding_BD = None if self.embedding_BD is None else move(self.embedding_BD)
+        return replace(
+            self,
+            token_ids_BT=move(self.token_ids_BT),
+            mask_BT=move(self.mask_BT),
+            positives=moved,
+            embedding_BD=embedding_BD,
+        )
 
 
 def pad(tokens: NDArray[Any], offsets: NDArray[np.int64], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -78,8 +86,16 @@ def sort_positives(
     )
 
 
-def make_batch(rows: Shard, instances: NDArray[np.int64], *, pad_id: int, num_labels: int, block_labels: int) -> Batch:
+def make_batch(
+    rows: Shard,
+    instances: NDArray[np.int64],
+    *,
+    pad_id: int,
+    num_labels: int,
+    block_labels: int,
+    embedding_BD: Tensor | None = None,
+) -> Batch:
     """Assemble a batch from its rows."""
     token_ids_BT, mask_BT = pad(rows.tokens, rows.token_offsets, pad_id)
     positives = sort_positives(rows.labels, rows.label_offsets, num_labels=num_labels, block_labels=block_labels)
-    return Batch(token_ids_BT, mask_BT, torch.from_numpy(instances), positives)
+    return Batch(token_ids_BT, mask_BT, torch.from_numpy(instances), positives, embedding_BD)

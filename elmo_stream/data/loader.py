@@ -15,12 +15,14 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 
 from elmo_stream.config import LoaderConfig
 from elmo_stream.data.batch import Batch, make_batch
+from elmo_stream.data.embeddings import Embeddings
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS, ShuffledOrder, StoredOrder, batch_permutation
-from elmo_stream.data.rows import Rows, RowsWithLabelTexts, SplitRows
+from elmo_stream.data.rows import LabelNameRows, Rows, RowsWithLabelTexts, SplitRows
 from elmo_stream.data.store import Shard, concatenate, offsets_of
 from elmo_stream.errors import UserError
 
@@ -60,6 +62,7 @@ class StreamLoader:
         store: folder of the store.
         rows: first and last (exclusive) row of the split to use; validation takes the end of the training split.
         block_labels: labels per block of the pointer array of the positives.
+        embeddings: of the instances, which the batches then carry.
         label_texts: go over the labels' names too, each with its own label; for training from the first row on.
 
     Raises:
@@ -79,6 +82,7 @@ class StreamLoader:
         block_labels: int,
         config: LoaderConfig,
         label_texts: bool = False,
+        embeddings: Embeddings | None = None,
     ) -> None:
         self._index = StoreIndex.load(store)
         if split not in self._index.splits:
@@ -88,9 +92,9 @@ class StreamLoader:
             raise UserError(f"{store}: no instances to read in split {split!r}.")
         self._rows: Rows = SplitRows(store, self._index, split, last)
         if label_texts:
-            self._rows = RowsWithLabelTexts(self._rows, store, seed=seed)
+            self._rows = RowsWithLabelTexts(self._rows, LabelNameRows(store, seed=seed))
         self._batch, self._seed, self._shuffle, self._config = batch, seed, shuffle, config
-        self._block_labels = block_labels
+        self._block_labels, self.embeddings = block_labels, embeddings
         self._shard_start = offsets_of(self._rows.sizes)
         self._last = int(self._shard_start[-1])
         self._cache = _ShardCache(self._rows.read)
@@ -195,7 +199,8 @@ class StreamLoader:
     def _build_group(self, epoch: int, group: int, order: ShuffledOrder | StoredOrder) -> list[Batch]:
         size = self._batch * self._config.bucket
         ids = order.ids(group * size, (group + 1) * size)
-        rows = self._read_rows(ids)
+        rows, instances = self._read_rows(ids), self._rows.instances(ids)
+        embedding_ND = self.embeddings.take(instances) if self.embeddings else None
         by_length = np.arange(len(ids))
         if self._config.bucket > 1:
             by_length = np.argsort(np.diff(rows.token_offsets), kind="stable")
@@ -208,10 +213,11 @@ class StreamLoader:
         return [
             make_batch(
                 rows.take(piece),
-                self._rows.instances(ids[piece]),
+                instances[piece],
                 pad_id=self._index.tokenizer.pad_id,
                 num_labels=self._index.labels.count,
                 block_labels=self._block_labels,
+                embedding_BD=None if embedding_ND is None else embedding_ND[torch.from_numpy(piece)],
             )
             for piece in pieces
         ]

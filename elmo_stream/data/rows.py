@@ -17,6 +17,8 @@ from elmo_stream.data.shuffle import permute
 from elmo_stream.data.store import Shard, concatenate, offsets_of, open_store
 from elmo_stream.data.tokenize import Tokenizer
 
+_NAMES_AT_ONCE = 1 << 16
+
 
 class Rows(Protocol):
     """Shards of rows, numbered through; ``sizes`` are the rows of each shard that are in use."""
@@ -52,27 +54,51 @@ class SplitRows:
         return row
 
 
+class LabelNameRows:
+    """The names of all labels, each with its own label, in an order that depends on the seed alone."""
+
+    def __init__(self, store: Path, *, seed: int) -> None:
+        self._names, self._tokenizer = LabelNames(store / "labels"), Tokenizer.load(store / "tokenizer")
+        self._seed = seed
+        starts = np.append(np.arange(0, len(self), _NAMES_AT_ONCE), len(self))
+        self.sizes: NDArray[np.int64] = np.diff(starts)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, shard: int) -> Shard:
+        """See :class:`Rows`."""
+        return self.read_between(shard * _NAMES_AT_ONCE, min((shard + 1) * _NAMES_AT_ONCE, len(self)))
+
+    def read_between(self, first: int, last: int) -> Shard:
+        """The names at the places ``first`` to ``last`` of the order."""
+        label_L = permute(np.arange(first, last), len(self), self._seed)
+        tokens, token_offsets, _ = self._tokenizer.encode_batch(self._names[label_L])
+        return Shard(tokens, token_offsets, label_L, np.arange(len(label_L) + 1))
+
+    def instances(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See :class:`Rows`."""
+        return row
+
+
 class RowsWithLabelTexts:
-    """Rows, and behind those of each shard its share of the labels' names, in an order that depends on the seed alone.
+    """Rows, and behind those of each shard its share of the labels' names.
 
     Equal shares of shuffled names make every window of shards a random sample of rows and names alike.
     """
 
-    def __init__(self, rows: SplitRows, store: Path, *, seed: int) -> None:
-        self._rows, self._seed = rows, seed
-        self._names, self._tokenizer = LabelNames(store / "labels"), Tokenizer.load(store / "tokenizer")
+    def __init__(self, rows: SplitRows, names: LabelNameRows) -> None:
+        self._rows, self._names = rows, names
         self._row_start = offsets_of(rows.sizes)
-        self._name_start = self._row_start * len(self._names) // self._row_start[-1]
+        self._name_start = self._row_start * len(names) // self._row_start[-1]
         self.sizes: NDArray[np.int64] = rows.sizes + np.diff(self._name_start)
         self._start = offsets_of(self.sizes)
 
     def read(self, shard: int) -> Shard:
         """See :class:`Rows`."""
         own = self._rows.read(shard).rows_between(0, int(self._rows.sizes[shard]))
-        place = np.arange(self._name_start[shard], self._name_start[shard + 1])
-        label_L = permute(place, len(self._names), self._seed)
-        tokens, token_offsets, _ = self._tokenizer.encode_batch(self._names[label_L])
-        return concatenate([own, Shard(tokens, token_offsets, label_L, np.arange(len(label_L) + 1))])
+        names = self._names.read_between(int(self._name_start[shard]), int(self._name_start[shard + 1]))
+        return concatenate([own, names])
 
     def instances(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         """See :class:`Rows`; a name has the number of its place in the shuffled order, behind all rows in use."""

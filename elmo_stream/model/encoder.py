@@ -39,7 +39,6 @@ class BagEncoder(nn.Module):
         self.embedding_VD = nn.Parameter(torch.empty(entries, config.dim))
         self.log_weight_V = nn.Parameter(torch.zeros(entries))
         self.log_weight_T = nn.Parameter(torch.zeros(max_length))
-        self.mlp = _residual_mlp(config.dim, config.hidden, generator) if config.hidden else None
         if generator is not None:
             nn.init.normal_(self.embedding_VD, std=INIT_STD, generator=generator)
 
@@ -57,9 +56,11 @@ class BagEncoder(nn.Module):
         # An embedding of size 1: its backward pass adds in a fixed order, which that of indexing does not.
         log_weight_BN = functional.embedding(entry_BN, self.log_weight_V.unsqueeze(1)).squeeze(2)
         weight_BN = (log_weight_BN + torch.cat(weights, 1)).exp() * mask_BN
-        x_BD = functional.embedding_bag(entry_BN, self.embedding_VD, per_sample_weights=weight_BN, mode="sum")
-        x_BD = _unit_mean_square(x_BD)
-        return x_BD if self.mlp is None else x_BD + self.mlp(x_BD)
+        return functional.embedding_bag(entry_BN, self.embedding_VD, per_sample_weights=weight_BN, mode="sum")
+
+    def describe(self) -> dict[str, Any]:
+        """What decides about an embedding beside the weights."""
+        return {"kind": "bag", "vocab_size": self._vocab_size, "bigrams": self._bigrams}
 
 
 def _residual_mlp(dim: int, hidden: int, generator: torch.Generator | None) -> nn.Module:
@@ -103,25 +104,51 @@ class TransformerEncoder(nn.Module):
         mask_BT1 = mask_BT.unsqueeze(2).to(hidden_BTD.dtype)
         return (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp_min(1)
 
+    def describe(self) -> dict[str, Any]:
+        """What decides about an embedding beside the weights."""
+        return {"kind": "transformer", "pooling": self._pooling, "architecture": self.model.config.to_dict()}
+
 
 class Encoder(nn.Module):
-    """The trained text encoder: a bag or a transformer, scaled to unit mean square, then dropout.
+    """The trained text encoder: a body (bag or transformer), a residual MLP where asked for, then dropout.
 
-    The scaling lets one learning rate of the classifier fit every encoder. Dropout draws from torch's global generator,
-    which the trainer seeds from (run seed, step).
+    The embedding is scaled to unit mean square, which lets one learning rate of the classifier fit every encoder.
+    Dropout draws from torch's global generator, which the trainer seeds from (run seed, step). A frozen body has no
+    dropout and is not trained; the MLP is.
     """
 
-    def __init__(self, body: BagEncoder | TransformerEncoder, config: EncoderConfig) -> None:
+    def __init__(
+        self, body: BagEncoder | TransformerEncoder, config: EncoderConfig, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.body = body.to(DTYPES[config.format])
         self.dim = body.dim
-        self._dropout = config.dropout
+        self.mlp: nn.Module | None = None
+        if config.hidden:
+            self.mlp = _residual_mlp(body.dim, config.hidden, generator).to(DTYPES[config.format])
+        self._dropout, self._frozen = config.dropout, config.frozen
         if config.frozen:
-            self.requires_grad_(False)
+            self.body.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """As of any module, but a frozen body stays as it is when it predicts."""
+        super().train(mode)
+        self.body.train(mode and not self._frozen)
+        return self
 
     def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """x_BD float32; token_ids_BT int64, mask_BT bool."""
-        x_BD = _unit_mean_square(self.body(token_ids_BT, mask_BT).float())
+        return self.head(self.embed(token_ids_BT, mask_BT))
+
+    def embed(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """The embedding of the body, float32 of unit mean square, (B, D)."""
+        return _unit_mean_square(self.body(token_ids_BT, mask_BT).float())
+
+    def head(self, x_BD: Tensor) -> Tensor:
+        """From what ``embed`` gives to the embedding that the classifier takes."""
+        if self.mlp is not None:
+            dtype = next(self.mlp.parameters()).dtype
+            x_BD = _unit_mean_square(x_BD + self.mlp(x_BD.to(dtype)).float())
         return functional.dropout(x_BD, self._dropout, self.training)
 
 
@@ -131,6 +158,7 @@ def create_encoder(config: EncoderConfig, *, vocab_size: int, max_length: int, t
     Raises:
         UserError: the model is not to be had, is not an encoder, or does not fit the store's tokenizer.
     """
+    generator = torch.Generator().manual_seed(seed)
     if config.kind == "transformer":
         model = _load_pretrained(config.name, tokenizer)
         positions = getattr(model.config, "max_position_embeddings", max_length)
@@ -141,8 +169,7 @@ def create_encoder(config: EncoderConfig, *, vocab_size: int, max_length: int, t
                 f"encoder.name: {config.name!r} knows {positions} positions, but the store keeps {max_length} tokens "
                 f"of a text; shard the data with --max-length {positions} or less."
             )
-        return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config)
-    generator = torch.Generator().manual_seed(seed)
+        return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config, generator)
     body = BagEncoder(config, vocab_size, max_length, generator)
     if config.name:
         table_VD = _load_pretrained(config.name, tokenizer).get_input_embeddings().weight.detach()
@@ -155,7 +182,7 @@ def create_encoder(config: EncoderConfig, *, vocab_size: int, max_length: int, t
             )
         with torch.no_grad():
             body.embedding_VD[:vocab_size] = table_VD[:vocab_size]
-    return Encoder(body, config)
+    return Encoder(body, config, generator)
 
 
 def save_architecture(encoder: Encoder, folder: Path) -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from elmo_stream.config import Config
 from elmo_stream.model.encoder import Encoder
+from elmo_stream.training.embedding_cache import CACHED_AT_ONCE
 
 _STATE_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 * (1 + 4 / 256)}
 
@@ -39,11 +40,14 @@ class EncoderMemory:
 def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: torch.device) -> EncoderMemory:
     """The memory of training an encoder, whose weights may be on the meta device, with texts of ``length`` tokens.
 
-    The batch is ``train.batch``, or ``train.micro_batch`` where set. FP8 products are counted as the BF16 ones.
+    The batch is ``train.batch``, or ``train.micro_batch`` where set; that of the cache for a frozen encoder. FP8 products
+    are counted as BF16 ones.
     """
     trained = [p for p in encoder.parameters() if p.requires_grad]
     weights = sum(map(_bytes, (*encoder.parameters(), *encoder.buffers())))
     instances = min(config.train.micro_batch or config.train.batch, config.train.batch)
+    if config.encoder.frozen:
+        instances = min(instances, CACHED_AT_ONCE)
     again = 0 < config.train.micro_batch < config.train.batch
     return EncoderMemory(
         weights=weights,

@@ -71,9 +71,15 @@ class EncoderStep:
     def _embed(self, number: int) -> Tensor:
         piece = self._pieces[number]
         torch.manual_seed(_mix(self._seed, self._step, number))
-        return self._encoder(
-            self._batch.token_ids_BT[piece.rows, : piece.width], self._batch.mask_BT[piece.rows, : piece.width]
-        )
+        return embed(self._encoder, self._batch, piece)
+
+
+def embed(encoder: Encoder, batch: Batch, piece: Piece | None = None) -> Tensor:
+    """x_BD float32 of a batch, or of a piece of it: from its tokens, or from the embeddings that it carries."""
+    rows, width = (piece.rows, piece.width) if piece else (slice(None), batch.mask_BT.shape[1])
+    if batch.embedding_BD is not None:
+        return encoder.head(batch.embedding_BD[rows].float())
+    return encoder(batch.token_ids_BT[rows, :width], batch.mask_BT[rows, :width])
 
 
 def _mix(seed: int, step: int, piece: int) -> int:

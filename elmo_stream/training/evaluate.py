@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from elmo_stream.config import LoaderConfig
 from elmo_stream.data.batch import Batch
+from elmo_stream.data.embeddings import Embeddings
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.labels import LabelNames, inverse_propensity_L
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.errors import UserError
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
+from elmo_stream.training.encoder_step import embed
 from elmo_stream.training.metrics import RankingMetrics, drop_filtered
 from elmo_stream.training.run import Run, device_of_run, open_run, trained_model
 from elmo_stream.training.runlog import Report
@@ -58,19 +60,31 @@ def evaluate_model(
     inverse_propensity: NDArray[np.float64] | None,
     device: torch.device,
     filtered: FilterPairs = NO_PAIRS,
+    embeddings: Embeddings | None = None,
 ) -> dict[str, float]:
-    """Metrics of the instances in ``rows`` of a split; the encoder's mode is set back afterwards."""
+    """Metrics of the instances in ``rows`` of a split; the encoder's mode is set back afterwards.
+
+    Args:
+        embeddings: of the split's rows, where they are cached.
+    """
     metrics = RankingMetrics(ks, inverse_propensity)
     length = max(ks) + filtered.most_per_row()
     was_training = encoder.training
     encoder.eval()
     loader = StreamLoader(
-        store, split=split, rows=rows, batch=BATCH, shuffle=False, block_labels=BLOCK_LABELS, config=LoaderConfig()
+        store,
+        split=split,
+        rows=rows,
+        batch=BATCH,
+        shuffle=False,
+        block_labels=BLOCK_LABELS,
+        config=LoaderConfig(),
+        embeddings=embeddings,
     )
     with torch.no_grad(), loader:
         for batch in loader:
             on_device = batch.to(device)
-            _, ids = classifier.topk(encoder(on_device.token_ids_BT, on_device.mask_BT), length)
+            _, ids = classifier.topk(embed(encoder, on_device), length)
             ids_BK = np.pad(ids.cpu().numpy(), ((0, 0), (0, length - ids.shape[1])), constant_values=-1)
             kept_BK = drop_filtered(ids_BK, *filtered.of(batch.instance_B.numpy()), max(ks))
             metrics.update(kept_BK, *_true_labels(batch))

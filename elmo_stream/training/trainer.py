@@ -27,6 +27,7 @@ from elmo_stream.model.classifier import ChunkedClassifier, RowReader
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.model.fp8_linear import require_fp8, use_fp8_
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from elmo_stream.training.embedding_cache import EmbeddingCache, open_embedding_cache
 from elmo_stream.training.encoder_step import EncoderStep, cut_batch
 from elmo_stream.training.evaluate import evaluate_model
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
@@ -144,6 +145,7 @@ class _Trainer:
             label_texts=self.config.train.label_texts,
         )
         self.total_steps = self.config.train.steps or self.config.train.epochs * self.loader.batches_per_epoch
+        self.cache: EmbeddingCache | None = None
         self.signal: int | None = None
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -151,6 +153,10 @@ class _Trainer:
     def fit(self) -> int:
         """Train to the last step, or until a signal; a checkpoint is written either way."""
         self._say_what_is_used()
+        if self.config.encoder.frozen:
+            self.encoder.eval()
+            self.cache = open_embedding_cache(self.run, self.store, self.index, self.encoder, self.device, self.report)
+            self.loader.embeddings = self.cache.training
         last_save = time.monotonic()
         self.encoder.train()
         with (
@@ -264,6 +270,7 @@ class _Trainer:
                     ks=VALIDATION_KS,
                     inverse_propensity=None,
                     device=self.device,
+                    embeddings=self.cache.validation if self.cache else None,
                 ),
             )
 

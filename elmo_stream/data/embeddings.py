@@ -1,0 +1,117 @@
+"""Embeddings of rows on disk: computed once where the encoder does not change, then read like anything else.
+
+A part is a folder of files, one a shard, of bfloat16 values without a header, and ``index.json``, written last, with
+sizes and checksums. Files are mapped, and each is compared with its checksum when it is first used.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from elmo_stream.data.rows import Rows
+from elmo_stream.data.store import Shard, offsets_of
+from elmo_stream.errors import CorruptError
+from elmo_stream.files import check_files, list_files, read_json, rename_durably, write_json_durably
+
+FORMAT, VERSION = "elmo-stream-embeddings", 1
+INDEX_NAME = "index.json"
+MAX_DIM = 1 << 16
+
+EmbedRows = Callable[[Shard], Iterable[tuple[NDArray[np.int64], Tensor]]]
+"""From a shard to pieces of (rows of the shard, their embeddings as a float32 (N, D) tensor), in any order."""
+
+
+def write_part(folder: Path, rows: Rows, dim: int, embed: EmbedRows, progress: Callable[[int], None]) -> None:
+    """Compute the embeddings of all rows in use; a file that an earlier call finished is kept.
+
+    Args:
+        dim: features of an embedding.
+        progress: called with the number of rows done so far.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = 0
+    for number, size in enumerate(rows.sizes.tolist()):
+        path = folder / _file_name(number)
+        if not (path.is_file() and path.stat().st_size == 2 * size * dim):
+            temporary = path.with_name(f"{path.name}.tmp")
+            matrix = np.memmap(temporary, dtype=np.int16, mode="w+", shape=(size, dim))
+            for place, x_ND in embed(rows.read(number).rows_between(0, size)):
+                matrix[place] = x_ND.to(torch.bfloat16).view(torch.int16).numpy()
+                progress(done + len(place))
+                done += len(place)
+            matrix.flush()
+            del matrix
+            rename_durably(temporary, path)
+        else:
+            done += size
+    files = {name: entry for name, entry in list_files(folder).items() if name.endswith(".bf16")}
+    body = {"format": FORMAT, "version": VERSION, "dim": dim, "rows": rows.sizes.tolist(), "files": files}
+    write_json_durably(folder / INDEX_NAME, body)
+
+
+def _file_name(number: int) -> str:
+    return f"shard-{number:05d}.bf16"
+
+
+class EmbeddingPart:
+    """The embeddings of a part by row; may be read by several threads.
+
+    Raises:
+        CorruptError: the index is damaged, or belongs to other rows.
+    """
+
+    def __init__(self, folder: Path, rows: Rows, dim: int) -> None:
+        index = read_json(folder / INDEX_NAME)
+        expected = {"format": FORMAT, "version": VERSION, "dim": dim, "rows": rows.sizes.tolist()}
+        names = [_file_name(number) for number in range(len(rows.sizes))]
+        if not isinstance(index, dict) or {**index, **expected} != index or sorted(index.get("files", ())) != names:
+            raise CorruptError(f"{folder / INDEX_NAME}: damaged, or of another version; remove {folder}.")
+        self._folder, self._files, self._dim = folder, index["files"], dim
+        self._start = offsets_of(rows.sizes)
+        self._mapped: dict[int, NDArray[np.int16]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, row_N: NDArray[np.int64]) -> Tensor:
+        """bfloat16 (N, D) embeddings of rows.
+
+        Raises:
+            CorruptError: a file is missing, cut or altered; names it.
+        """
+        shard_N = np.searchsorted(self._start, row_N, side="right") - 1
+        taken = np.empty((len(row_N), self._dim), dtype=np.int16)
+        for shard in np.unique(shard_N):
+            place = np.flatnonzero(shard_N == shard)
+            taken[place] = self._matrix(int(shard))[row_N[place] - self._start[shard]]
+        return torch.from_numpy(taken).view(torch.bfloat16)
+
+    def _matrix(self, shard: int) -> NDArray[np.int16]:
+        with self._lock:
+            if shard not in self._mapped:
+                name = _file_name(shard)
+                check_files(self._folder, {name: self._files[name]})
+                shape = (int(self._start[shard + 1] - self._start[shard]), self._dim)
+                if self._files[name]["bytes"] != 2 * shape[0] * shape[1]:
+                    raise CorruptError(f"{self._folder / INDEX_NAME}: damaged; remove {self._folder}.")
+                self._mapped[shard] = np.memmap(self._folder / name, dtype=np.int16, mode="r", shape=shape)
+            return self._mapped[shard]
+
+
+class Embeddings:
+    """The embeddings of the instances of a loader: rows of a split, and behind them the labels' names."""
+
+    def __init__(self, rows: EmbeddingPart, names: EmbeddingPart | None, names_from: int) -> None:
+        self._rows, self._names, self._names_from = rows, names, names_from
+
+    def take(self, instance_B: NDArray[np.int64]) -> Tensor:
+        """bfloat16 (B, D) embeddings of instances as ``Batch.instance_B`` numbers them."""
+        if self._names is None:
+            return self._rows.take(instance_B)
+        is_name = instance_B >= self._names_from
+        rows, names = self._rows.take(instance_B[~is_name]), self._names.take(instance_B[is_name] - self._names_from)
+        place = np.argsort(np.concatenate([np.flatnonzero(~is_name), np.flatnonzero(is_name)]))
+        return torch.cat([rows, names])[torch.from_numpy(place)]
