@@ -40,8 +40,8 @@ class EncoderMemory:
 def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: torch.device) -> EncoderMemory:
     """The memory of training an encoder, whose weights may be on the meta device, with texts of ``length`` tokens.
 
-    The batch is ``train.batch``, or ``train.micro_batch`` where set; that of the cache for a frozen encoder. FP8 products
-    are counted as BF16 ones.
+    The batch is ``train.batch``, or ``train.micro_batch`` where set; that of the cache for a frozen encoder. FP8
+    products are counted as BF16 ones.
     """
     trained = [p for p in encoder.parameters() if p.requires_grad]
     weights = sum(map(_bytes, (*encoder.parameters(), *encoder.buffers())))
