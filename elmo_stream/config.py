@@ -281,6 +281,8 @@ def _check_together(config: Config) -> None:
         )
     if config.encoder.kind == "bag" and config.encoder.format == "fp8":
         raise UserError("encoder.format: fp8 is for transformers; a bag multiplies no matrices. Use fp32 or bf16.")
+    if config.encoder.frozen and config.encoder.format == "fp8":
+        raise UserError("encoder.format: fp8 is for training, and a frozen encoder is not trained. Use fp32 or bf16.")
     if config.encoder.format == "fp32" and config.encoder.rounding == "stochastic":
         raise UserError("encoder.rounding: stochastic needs encoder.format bf16 or fp8.")
     if config.classifier.format == "fp32" and (config.classifier.rounding == "kahan" or config.classifier.kahan_head):

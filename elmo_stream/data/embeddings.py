@@ -5,7 +5,7 @@ sizes and checksums. Files are mapped, and each is compared with its checksum wh
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,16 @@ from elmo_stream.files import check_files, list_files, read_json, rename_durably
 
 FORMAT, VERSION = "elmo-stream-embeddings", 1
 INDEX_NAME = "index.json"
-MAX_DIM = 1 << 16
-
-EmbedRows = Callable[[Shard], Iterable[tuple[NDArray[np.int64], Tensor]]]
-"""From a shard to pieces of (rows of the shard, their embeddings as a float32 (N, D) tensor), in any order."""
+_ROWS_AT_ONCE = 4096
 
 
-def write_part(folder: Path, rows: Rows, dim: int, embed: EmbedRows, progress: Callable[[int], None]) -> None:
+def write_part(
+    folder: Path, rows: Rows, embed: Callable[[Shard], Tensor], dim: int, progress: Callable[[int], None]
+) -> None:
     """Compute the embeddings of all rows in use; a file that an earlier call finished is kept.
 
     Args:
+        embed: from rows to their embeddings, float32 (N, D) on the CPU.
         dim: features of an embedding.
         progress: called with the number of rows done so far.
     """
@@ -37,18 +37,17 @@ def write_part(folder: Path, rows: Rows, dim: int, embed: EmbedRows, progress: C
     done = 0
     for number, size in enumerate(rows.sizes.tolist()):
         path = folder / _file_name(number)
-        if not (path.is_file() and path.stat().st_size == 2 * size * dim):
-            temporary = path.with_name(f"{path.name}.tmp")
-            matrix = np.memmap(temporary, dtype=np.int16, mode="w+", shape=(size, dim))
-            for place, x_ND in embed(rows.read(number).rows_between(0, size)):
-                matrix[place] = x_ND.to(torch.bfloat16).view(torch.int16).numpy()
-                progress(done + len(place))
-                done += len(place)
-            matrix.flush()
-            del matrix
-            rename_durably(temporary, path)
-        else:
+        if path.is_file() and path.stat().st_size == 2 * size * dim:
             done += size
+            continue
+        temporary, shard = path.with_name(f"{path.name}.tmp"), rows.read(number)
+        with open(temporary, "wb") as stream:
+            for first in range(0, size, _ROWS_AT_ONCE):
+                piece = shard.rows_between(first, min(first + _ROWS_AT_ONCE, size))
+                stream.write(embed(piece).to(torch.bfloat16).view(torch.int16).numpy().astype("<i2").tobytes())
+                done += piece.rows
+                progress(done)
+        rename_durably(temporary, path)
     files = {name: entry for name, entry in list_files(folder).items() if name.endswith(".bf16")}
     body = {"format": FORMAT, "version": VERSION, "dim": dim, "rows": rows.sizes.tolist(), "files": files}
     write_json_durably(folder / INDEX_NAME, body)
@@ -97,7 +96,7 @@ class EmbeddingPart:
                 shape = (int(self._start[shard + 1] - self._start[shard]), self._dim)
                 if self._files[name]["bytes"] != 2 * shape[0] * shape[1]:
                     raise CorruptError(f"{self._folder / INDEX_NAME}: damaged; remove {self._folder}.")
-                self._mapped[shard] = np.memmap(self._folder / name, dtype=np.int16, mode="r", shape=shape)
+                self._mapped[shard] = np.memmap(self._folder / name, dtype="<i2", mode="r", shape=shape)
             return self._mapped[shard]
 
 

@@ -7,13 +7,11 @@ many runs may share one, and none reads that of another.
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from elmo_stream.data.batch import pad
@@ -84,16 +82,18 @@ class _Maker:
         if not (folder / INDEX_NAME).is_file():
             self._report(f"embedding {name}: {total:,} texts, once, into {folder}")
             with locked(folder):
-                write_part(folder, rows, self._encoder.dim, self._embed, progress)
+                write_part(folder, rows, self._embed, self._encoder.dim, progress)
         return EmbeddingPart(folder, rows, self._encoder.dim)
 
-    def _embed(self, shard: Shard) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Texts of like length together."""
+    def _embed(self, shard: Shard) -> Tensor:
+        """x_ND float32 of rows; texts of like length are embedded together."""
         by_length = np.argsort(np.diff(shard.token_offsets), kind="stable")
-        for first in range(0, len(by_length), CACHED_AT_ONCE):
+        x_ND = torch.empty(shard.rows, self._encoder.dim)
+        for first in range(0, shard.rows, CACHED_AT_ONCE):
             place = by_length[first : first + CACHED_AT_ONCE]
             rows = shard.take(place)
             token_ids_BT, mask_BT = pad(rows.tokens, rows.token_offsets, self._pad_id)
             with torch.no_grad():
                 x_BD = self._encoder.embed(token_ids_BT.to(self._device), mask_BT.to(self._device))
-            yield place, x_BD.cpu()
+            x_ND[torch.from_numpy(place)] = x_BD.cpu()
+        return x_ND

@@ -8,8 +8,6 @@ from elmo_stream.config import load_config
 from elmo_stream.errors import UserError
 from elmo_stream.model.fp8_linear import require_fp8, use_fp8_
 
-pytest.importorskip("torchao")
-
 
 def _model() -> nn.Module:
     torch.manual_seed(3)
@@ -24,6 +22,7 @@ def test_a_cpu_is_refused_with_what_to_do() -> None:
 
 
 def test_weights_keep_their_names_and_gradients_those_of_bf16_but_for_rounding() -> None:
+    pytest.importorskip("torchao")
     plain, model = _model(), _model()
     use_fp8_(model, emulate=True)
     assert model.state_dict().keys() == plain.state_dict().keys()
@@ -40,6 +39,7 @@ def test_weights_keep_their_names_and_gradients_those_of_bf16_but_for_rounding()
 
 @pytest.mark.gpu
 def test_products_on_a_gpu_are_those_of_the_emulation_but_for_summation() -> None:
+    pytest.importorskip("torchao")
     device = torch.device("cuda")
     require_fp8(device)
     real, emulated = _model().to(device), _model().to(device)
