@@ -17,7 +17,7 @@ from elmo_stream.errors import UserError
 
 MAX_CONFIG_BYTES = 1 << 20
 # (encoder_lr, classifier_lr) by kind of encoder
-DEFAULT_LRS = {"bag": (0.01, 0.02), "transformer": (5e-5, 0.004)}
+DEFAULT_LRS = {"bag": (0.01, 0.02), "transformer": (5e-5, 0.004), "frozen transformer": (3e-4, 0.01)}
 
 
 def _key(
@@ -98,12 +98,12 @@ class OptimizerConfig:
 
     encoder_lr: float = _key(
         0.0,
-        "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 0.00005 for a transformer",
+        "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 5e-5 for a transformer, 3e-4 for an MLP on a frozen one",
         low=0.0,
         high=100.0,
     )
     classifier_lr: float = _key(
-        0.0, "peak learning rate of the classifier (SGD, summed gradients); 0: 0.02 or 0.004", low=0.0, high=100.0
+        0.0, "peak learning rate of the classifier (SGD, summed gradients); 0: 0.02, 0.004 or 0.01", low=0.0, high=100.0
     )
     warmup_steps: int = _key(100, "steps of linear warm-up", low=0)
     schedule: str = _key("cosine", "learning rate after the warm-up", choices=("cosine", "linear", "constant"))
@@ -204,7 +204,8 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def _resolved(config: Config) -> Config:
-    encoder_lr, classifier_lr = DEFAULT_LRS[config.encoder.kind]
+    frozen = config.encoder.frozen and config.encoder.kind == "transformer"
+    encoder_lr, classifier_lr = DEFAULT_LRS["frozen transformer" if frozen else config.encoder.kind]
     states = config.optimizer.states
     if states == "auto":
         states = "fp32" if config.encoder.format == "fp32" else "bf16"

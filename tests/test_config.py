@@ -92,3 +92,6 @@ def test_what_is_left_to_choose_is_resolved_and_stays_so(tmp_path: Path) -> None
     assert config.optimizer.encoder_lr > 0
     transformer = load_config(None, ["encoder.kind=transformer", "encoder.name=x"])
     assert 0 < transformer.optimizer.encoder_lr < config.optimizer.encoder_lr
+    frozen = load_config(None, ["encoder.kind=transformer", "encoder.name=x", "encoder.frozen=true"])
+    assert frozen.optimizer.encoder_lr > transformer.optimizer.encoder_lr
+    assert (config.optimizer.states, load_config(None, ["encoder.format=bf16"]).optimizer.states) == ("fp32", "bf16")

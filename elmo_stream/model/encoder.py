@@ -4,6 +4,7 @@ Shapes: B instances, T tokens, D features, V vocabulary.
 """
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,10 @@ class TransformerEncoder(nn.Module):
         if hasattr(model, "pooler"):
             model.pooler = None
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.config.use_cache = False
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the new name is not in every version that we accept
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model
 
     def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
