@@ -98,7 +98,7 @@ class OptimizerConfig:
 
     encoder_lr: float = _key(
         0.0,
-        "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 5e-5 for a transformer, 3e-4 for an MLP on a frozen one",
+        "peak learning rate of the encoder (AdamW); 0: 0.01 for a bag, 5e-5 for a transformer, 3e-4 on a frozen one",
         low=0.0,
         high=100.0,
     )
