@@ -2,104 +2,188 @@
 
     python tools/aot_report.py --arch sm_80 sm_90
 
-Columns: registers a thread, bytes a thread in local memory (spilled registers), bytes of shared memory a
-block. Exit code 1 when a kernel does not compile.
+Columns: registers and bytes of local memory a thread (spilled registers), shared memory a block and the share of
+what the architecture has, and of the hot loop: the instruction of its matrix products, and integer, FP32 and all
+instructions a weight (those of a thread over the weights that it handles).
+
+Exit code 1 when a kernel does not compile, spills, or needs more shared memory than the architecture has.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import triton
-from elmo_kernels import triton_kernels as tk
-from elmo_kernels.triton_ops import OPTIONS, TILE_FLAT, TILE_P, TILES
-from elmo_kernels.types import BLOCK_LABELS
+from elmo_kernels import triton_config as config
+from elmo_kernels import triton_logits, triton_update
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-DEFAULT_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-DIM = 768
-BATCH_TILES = 2
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""KiB a block may use, CUDA C++ Programming Guide, table of technical specifications by compute capability."""
+DIM, TOPK_STAGES, BLOCKS = 768, config.MIN_STAGES_K, 44
 DATA_TYPES = {"fp32": "*fp32", "bf16": "*i16", "fp8": "*u8"}
-FLOAT_POINTERS = ("x_ptr", "out_ptr", "g_ptr", "loss_ptr", "target_ptr", "partial_ptr", "dx_ptr")
 ARGUMENT_TYPES = {
-    **dict.fromkeys(FLOAT_POINTERS, "*fp32"),
-    **dict.fromkeys(("label_ptr", "instance_ptr", "flags_ptr"), "*i64"),
-    **dict.fromkeys(("L", "B", "H", "P", "size", "first_block"), "i32"),
-    **dict.fromkeys(("stream", "label_offset"), "i64"),
-    **dict.fromkeys(("lr", "decay", "prior"), "fp32"),
+    **dict.fromkeys(("loss_ptr", "target_ptr", "partial_ptr", "dx_ptr", "scores_ptr"), "*fp32"),
+    **dict.fromkeys(("label_ptr", "instance_ptr", "flags_ptr", "scalars_ptr", "ids_ptr", "key_ptr"), "*i64"),
+    **dict.fromkeys(("count_ptr", "feature_ptr"), "*i32"),
+    **dict.fromkeys(("L", "B", "H", "K", "P", "LABELS", "size"), "i32"),
+    "label_offset": "i64",
+    "prior": "fp32",
     "comp_ptr": "*i16",
-    "top_ptr": "*i32",
+    "exponent_ptr": "*i8",
 }
-ROW_TILES = {"TILE_L": TILES["TILE_L"], "TILE_D": TILES["TILE_D"]}
+MULTIPLES_OF_16 = ("L", "B", "LABELS", "size", "label_offset")
+FLOATING = re.compile(r"F(ADD|MUL|FMA|MNMX|SEL|SETP|CHK)|MUFU|F2F|I2F|F2I")
+INTEGER = re.compile(r"LOP|SHF|PRMT|I?MAD|IADD|VIADD|LEA|VIMNMX|IMNMX|ISETP|SEL|MOV|SGXT|F2FP|POPC|IABS|LOP3|I2I")
 
 
-def variants() -> Iterator[tuple[Any, str, dict[str, Any]]]:
-    """Every kernel with its format and its compile-time arguments."""
-    yield tk.add_partials_kernel, "fp32", {"N": 64, "TILE": TILE_FLAT}
-    yield tk.raise_exponent_kernel, "fp8", {"D": DIM, **ROW_TILES}
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with what is known when it is compiled."""
+
+    kernel: str
+    fmt: str
+    name: str
+    constants: dict[str, Any]
+
+    def compile(self, arch: int) -> Any:
+        """The kernel compiled for compute capability ``arch`` (80, 90, ...)."""
+        kernel = getattr(triton_update, self.kernel, None) or getattr(triton_logits, self.kernel)
+        operand = "*fp32" if self.fmt == "fp32" else "*bf16"
+        types = {**ARGUMENT_TYPES, "data_ptr": DATA_TYPES[self.fmt], "x_ptr": operand, "g_ptr": operand}
+        options = {name: value for name, value in self.constants.items() if name not in kernel.arg_names}
+        constants = {name: self.constants.get(name) for name in kernel.arg_names if name not in types}
+        constants |= {name: None for name in self._absent() if name in kernel.arg_names}
+        signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+        aligned = [
+            place
+            for place, name in enumerate(kernel.arg_names)
+            if name not in constants and (name in MULTIPLES_OF_16 or name.endswith("_ptr"))
+        ]
+        attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+    def _absent(self) -> list[str]:
+        absent = [] if self.fmt == "fp8" else ["exponent_ptr"]
+        absent += [] if "kahan" in self.name else ["comp_ptr"]
+        absent += [] if self.constants.get("WANT_LOSS") else ["loss_ptr"]
+        if self.kernel == "update_kernel" and not self.constants["FUSED"]:
+            absent += ["partial_ptr"]
+        return absent
+
+    @property
+    def weights(self) -> float:
+        """Weights that a thread handles in a turn of its hot loop."""
+        return self.constants.get("TILE_L", 0) * self.constants.get("TILE_D", 0) / 32 / self.constants["num_warps"]
+
+
+def variants(arch: int, batches: list[int]) -> Iterator[Variant]:
+    """Every kernel with its formats and options, for a compute capability."""
+    flat = config.flat_options()
+    yield Variant("add_partials_kernel", "fp32", "", {"N": BLOCKS, "TILE": config.TILE_FLAT, **flat})
+    yield Variant("merge_kernel", "fp32", "", {"TILE_K": 1 << TOPK_STAGES, "STAGES": TOPK_STAGES, **flat})
     for fmt in DATA_TYPES:
-        common = {"D": DIM, "FMT": fmt, "DOT_FP32": fmt == "fp32"}
-        for loss in ("bce", "squared_hinge"):
-            yield tk.logit_kernel, fmt, {**common, "LOSS": loss, "WANT_LOSS": True, **TILES}
-        yield tk.logit_kernel, fmt, {**common, "LOSS": "none", "WANT_LOSS": False, **TILES}
-        positive = {"LOSS": "bce", "WANT_LOSS": True, "TILE_P": TILE_P, "TILE_D": TILES["TILE_D"]}
-        yield tk.positive_kernel, fmt, {**common, **positive}
-        yield tk.input_grad_kernel, fmt, {**common, "BLOCK": BLOCK_LABELS, **TILES}
-        yield tk.update_kernel, fmt, {**common, "STOCHASTIC": True, "TILES_B": BATCH_TILES, **TILES}
+        common = {"D": DIM, "FMT": fmt, "DOT_FP32": fmt == "fp32", "EVEN": True}
+        tiles = config.logit_tiles(fmt, batches[0], arch)
+        bce, hinge = ({"LOSS": loss, "WANT_LOSS": loss != "bce", **common} for loss in ("bce", "squared_hinge"))
+        yield Variant("slope_kernel", fmt, "bce", {**bce, **tiles})
+        yield Variant("slope_kernel", fmt, "hinge, masked", {**hinge, **tiles, "EVEN": False})
+        yield Variant("candidate_kernel", fmt, "", {**common, **tiles})
+        positive = {"TILE_P": config.TILE_P, "TILE_D": tiles["TILE_D"], **flat}
+        yield Variant("positive_kernel", fmt, "bce", {**bce, **positive})
+        for batch in batches if fmt != "fp32" else batches[:1]:
+            fused, size = config.is_fused(fmt, batch, arch), f"batch {batch}"
+
+            def update(name: str, *, plain: bool = False, **changes: Any) -> Variant:
+                tiles = config.update_tiles(fmt, batch, arch, plain=plain)  # noqa: B023
+                rest = {"STOCHASTIC": True, "FUSED": fused, "TILES_B": -(-batch // tiles["TILE_B"])}  # noqa: B023
+                return Variant("update_kernel", fmt, name, {**common, **tiles, **rest, **changes})  # noqa: B023
+
+            yield update(size, plain=True)
+            if batch == batches[0]:
+                yield update(f"{size}, masked", EVEN=False)
+                if fmt != "fp32":
+                    yield update(f"{size}, kahan")
+            if not fused:
+                yield Variant("input_grad_kernel", fmt, size, {**common, **config.input_grad_tiles(fmt, batch, arch)})
 
 
-def compile_for(kernel: Any, fmt: str, constants: dict[str, Any], arch: int) -> Any:
-    """The compiled kernel for compute capability ``arch`` (80, 90, ...)."""
-    types = {**ARGUMENT_TYPES, "data_ptr": DATA_TYPES[fmt], "exponent_ptr": "*i8"}
-    absent = {"fp32": ("exponent_ptr", "comp_ptr", "top_ptr"), "bf16": ("exponent_ptr", "top_ptr"), "fp8": ()}
-    constants = {**constants, **{name: None for name in absent[fmt] if name in kernel.arg_names}}
-    if not constants.get("WANT_LOSS", True):
-        constants["loss_ptr"] = None
-    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(OPTIONS))
-
-
-def resources(cubin: bytes) -> tuple[str, str]:
-    """Registers and local bytes a thread, read from the binary by Triton's own ``cuobjdump``."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def _tool(name: str, cubin: bytes, *arguments: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    return (found[1], found[2]) if found else ("?", "?")
+        path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+        return subprocess.run([path, *arguments, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def hot_loop(sass: str) -> Counter[str]:
+    """How often each instruction stands in the longest loop with matrix products."""
+    lines = sass.splitlines()
+    label = {line.strip(" :"): place for place, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line.strip())}
+    loops = [Counter[str]()]
+    for place, line in enumerate(lines):
+        # A jump back without a condition returns from code that was moved out of the way.
+        branch = re.search(r"(@!?U?P\d\s+BRA|BRA\S*\s+!?U?P\d,)[^`]*`\((\.L_x_\d+)\)", line)
+        if branch and label.get(branch[2], place) < place:
+            body = "\n".join(lines[label[branch[2]] : place + 1])
+            loops.append(Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", body)))
+    return max((loop for loop in loops if _product(loop)), key=Counter.total, default=Counter())
+
+
+def _product(loop: Counter[str]) -> str:
+    return max((name for name in loop if "MMA" in name or name == "FFMA"), key=loop.__getitem__, default="")
+
+
+def measure(variant: Variant, arch: int) -> tuple[str, bool]:
+    """A line of the table, and whether the kernel fits."""
+    name = f"{variant.kernel.removesuffix('_kernel'):12} {variant.name:18} {variant.fmt:5} sm_{arch:<3}"
+    try:
+        compiled = variant.compile(arch)
+    except Exception as error:  # the report goes on to the other kernels, and ends with exit code 1
+        return f"{name} FAILED: {type(error).__name__}: {str(error).splitlines()[0]}", False
+    usage = _tool("cuobjdump", compiled.asm["cubin"], "--dump-resource-usage")
+    registers, local = (int(number) for number in re.findall(r"(?:REG|STACK):(\d+)", usage))
+    shared, limit = compiled.metadata.shared, SHARED_LIMIT[arch] << 10
+    line = f"{name} {registers:>9} {local:>7} {shared:>8} {shared / limit:>5.0%}"
+    loop = hot_loop(_tool("nvdisasm", compiled.asm["cubin"], "--print-code"))
+    if variant.weights and loop:
+        kinds = [sum(n for name, n in loop.items() if kind.match(name)) for kind in (INTEGER, FLOATING)]
+        per_weight = (number / variant.weights for number in (*kinds, sum(loop.values())))
+        line += f"  {_product(loop):9}" + "".join(f"{number:>6.1f}" for number in per_weight)
+    return line, not local and shared <= limit
 
 
 def main() -> int:
-    """Print the table; 1 when a kernel does not compile."""
+    """Print the table; 1 when a kernel does not fit."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--arch", nargs="+", default=DEFAULT_ARCHS, metavar="sm_NN")
-    archs = [int(name.removeprefix("sm_")) for name in parser.parse_args().arch]
-    failures = 0
-    print(f"{'kernel':24} {'loss':14} format  arch    registers  local B  shared B")
-    for kernel, fmt, constants in variants():
-        for arch in archs:
-            name = f"{kernel.__name__:24} {constants.get('LOSS', ''):14} {fmt:7} sm_{arch:<4}"
-            try:
-                compiled = compile_for(kernel, fmt, constants, arch)
-            except Exception as error:  # the report goes on to the other kernels, and ends with exit code 1
-                failures += 1
-                print(f"{name} FAILED: {type(error).__name__}: {error}")
-                continue
-            registers, local = resources(compiled.asm["cubin"])
-            print(f"{name} {registers:>9} {local:>8} {compiled.metadata.shared:>9}")
-    if failures:
-        print(f"{failures} kernels did not compile", file=sys.stderr)
-    return 1 if failures else 0
+    parser.add_argument("--arch", nargs="+", default=[f"sm_{arch}" for arch in SHARED_LIMIT], metavar="sm_NN")
+    parser.add_argument("--batch", nargs="+", type=int, default=[128, 512], help="instances (default: 128 512)")
+    arguments = parser.parse_args()
+    archs = [int(name.removeprefix("sm_")) for name in arguments.arch]
+    work = [(variant, arch) for arch in archs for variant in variants(arch, arguments.batch)]
+    print(f"Triton {triton.__version__}, {DIM} features")
+    print(f"{'kernel':12} {'':18} {'':5} {'':6} registers local B shared B   of   product  int  FP32   all")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        bad = 0
+        for line, fits in pool.map(measure, *zip(*work, strict=True)):
+            print(line, flush=True)
+            bad += not fits
+    if bad:
+        print(f"{bad} of {len(work)} kernels do not compile, spill or need too much shared memory", file=sys.stderr)
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

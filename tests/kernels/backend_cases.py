@@ -68,8 +68,8 @@ def run_case(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     ek.topk_merge_(scores_BK, ids_BK, w, x_BD)
     out = {"g_LB": g_LB, "loss": loss, "dx_BD": dx_BD, "data_LD": w.data_LD, "flags": flags}
     out |= {"scores_BK": scores_BK, "ids_BK": ids_BK}
-    if w.exponent_L is not None:
-        out["exponent_L"] = w.exponent_L
+    if w.exponent_LG is not None:
+        out["exponent_LG"] = w.exponent_LG
     if w.comp_HD is not None:
         out["comp_HD"] = w.comp_HD
     return out

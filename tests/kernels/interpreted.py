@@ -19,22 +19,26 @@ TILE = 1 << 16
 
 
 @triton.jit
+def _in_range(v):  # type: ignore[no-untyped-def]
+    """What a kernel rounds at exponent 0: no NaN, and nothing that saturates."""
+    return tl.minimum(tl.maximum(tl.where(v == v, v, 0.0), -448.0), 448.0)
+
+
+@triton.jit
 def _round(v_ptr, random_ptr, out_ptr, n, RULE: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0) * TILE + tl.arange(0, TILE)
     v = tl.load(v_ptr + place, mask=place < n, other=0.0)
     random = tl.load(random_ptr + place, mask=place < n, other=0).to(tl.uint32)
     if RULE == "bf16_stochastic":
-        code = rt.bf16_stochastic(v, random)
+        code = rt.bf16_stochastic(rt.mend_bf16(v), random)
     elif RULE == "bf16_nearest":
-        code = rt.bf16_nearest(v)
+        code = rt.bf16_nearest(rt.mend_bf16(v))
     elif RULE == "fp8_stochastic":
-        code = rt.fp8_stochastic(v, random)
+        code = rt.fp8_code(rt.fp8_stochastic(_in_range(v) * rt.power_of_two(rt.FP8_SHIFT), random))
     elif RULE == "fp8_nearest":
-        code = rt.fp8_nearest(v)
-    elif RULE == "fp8_halve":
-        code = rt.fp8_halve(random & 0xFF, random)
+        code = rt.fp8_code(rt.fp8_nearest(_in_range(v)))
     elif RULE == "fp8_value":
-        code = rt.fp32_bits(rt.fp8_value(random & 0xFF))
+        code = rt.fp32_bits(rt.fp8_placed(random & 0xFF) * rt.power_of_two(-rt.FP8_SHIFT))
     else:
         code = rt.weight_bits(rt.row_key(random.to(tl.int64), place.to(tl.int64)), rt.feature_key(place))
     tl.store(out_ptr + place, code.to(tl.int64), mask=place < n)
@@ -43,7 +47,7 @@ def _round(v_ptr, random_ptr, out_ptr, n, RULE: tl.constexpr, TILE: tl.constexpr
 def rounding(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The codes of every rule for the given values and random words."""
     v, random = inputs["v"], inputs["random"]
-    rules = ("bf16_stochastic", "bf16_nearest", "fp8_stochastic", "fp8_nearest", "fp8_halve", "fp8_value", "bits")
+    rules = ("bf16_stochastic", "bf16_nearest", "fp8_stochastic", "fp8_nearest", "fp8_value", "bits")
     out = {rule: torch.empty_like(random) for rule in rules}
     for rule, code in out.items():
         _round[(triton.cdiv(len(v), TILE),)](v, random, code, len(v), RULE=rule, TILE=TILE)
