@@ -25,9 +25,10 @@ from torch import Tensor
 from elmo_stream.config import ClassifierConfig
 from elmo_stream.model.classifier import ChunkedClassifier
 from tools import roofline
-from tools.measuring import MIB, Row, attempt, captured, finish, median_ms, parser, said, table, transient_bytes
+from tools.measuring import MIB, Work, attempt, captured, finish, median_ms, parser, said, transient_bytes, write_json
 from tools.peer import PEER_FORMATS, peer_step
 from tools.roofline import Roofline
+from tools.tables import Row, table
 
 COLUMNS = ("op", "format", "labels", "dim", "batch", "ms", "bound", "share", "MiB", "run")
 SHAPES = ("670091x768x128", "2812281x768x128", "1305265x768x512", "8623847x768x128", "8623847x768x2048")
@@ -36,7 +37,9 @@ FITS_SHARE = 0.6
 """Share of the free memory that weights may take; the rest is for what an operation needs."""
 TOP_K = 100
 POSITIVES_A_ROW = 5
-PRIOR_SHARE, PRIOR_LOGIT, LR, DECAY, SEED = 1e-4, -9.2, 1e-3, 1e-4, 0
+CHUNK_LABELS = 32 * ek.BLOCK_LABELS
+"""Labels of a chunk of the single operations; the step chooses its own."""
+PRIOR_SHARE, PRIOR_LOGIT, LR, DECAY, STD, SEED = 1e-4, -9.2, 1e-3, 1e-4, 0.02, 0
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0 + 1.0 / ek.GROUP_FEATURES}
 
 
@@ -94,43 +97,49 @@ def fitting(shape: Shape, fmt: str, device: torch.device) -> Shape:
 
 
 class Bench:
-    """One classifier with a batch: the work of each operation over all of its chunks."""
+    """The weights of all chunks with a batch, and the work of each operation over them."""
 
     def __init__(self, shape: Shape, fmt: str, kahan_head: float, device: torch.device) -> None:
-        config = ClassifierConfig(format=fmt, kahan_head=kahan_head, weight_decay=DECAY)
-        self.classifier = ChunkedClassifier(
-            shape.labels, shape.dim, config, prior=PRIOR_SHARE, seed=SEED, device=device
-        )
         self.batch = make_batch(shape, device)
         self.operand_BD = ek.operand(self.batch.x_BD, fmt)
         self.scalars = ek.step_scalars(device, lr=LR, weight_decay=DECAY, seed=SEED, step=1)
+        self.flags = torch.zeros(2, dtype=torch.int64, device=device)
+        head = int(kahan_head * shape.labels)
+        self.chunks = [
+            ek.make_chunk(
+                fmt, last - first, shape.dim, first,
+                seed=SEED, std=STD, kahan_rows=max(0, min(last, head) - first), device=device,
+            )
+            for first in range(0, shape.labels, CHUNK_LABELS)
+            for last in [min(first + CHUNK_LABELS, shape.labels)]
+        ]  # fmt: skip
         # Chunks of a size share a gradient: held for every label, it would not fit.
-        self.gradients = {len(chunk.data_LD): self._gradient(chunk) for chunk in self.classifier.chunks[-2:]}
+        self.gradients = {len(chunk.data_LD): self._gradient(chunk) for chunk in self.chunks[-2:]}
 
     def _gradient(self, chunk: ek.ChunkWeights) -> Tensor:
         return ek.logit_grad(chunk, self.operand_BD, self.batch, loss="bce", prior=PRIOR_LOGIT)[0]
 
     def logit_grad(self) -> None:
         """Gradient of the logits of every chunk."""
-        for chunk in self.classifier.chunks:
+        for chunk in self.chunks:
             self._gradient(chunk)
 
     def update(self) -> None:
         """Weight update and gradient of the embeddings of every chunk."""
         dx_BD = torch.zeros_like(self.batch.x_BD)
-        for chunk in self.classifier.chunks:
+        for chunk in self.chunks:
             ek.update_with_(
                 chunk, self.gradients[len(chunk.data_LD)], self.operand_BD, dx_BD,
-                scalars=self.scalars, rounding="stochastic", flags=self.classifier.flags,
+                scalars=self.scalars, rounding="stochastic", flags=self.flags,
             )  # fmt: skip
 
     def topk(self) -> None:
         """The best labels of every instance."""
-        self.classifier.topk(self.batch.x_BD, TOP_K)
-
-    def step(self) -> None:
-        """A training step as the trainer takes it, graph and all."""
-        self.classifier.train_step(self.batch.x_BD, self.batch, lr=LR, step=1)
+        batch, device = len(self.operand_BD), self.operand_BD.device
+        scores_BK = torch.full((batch, TOP_K), -torch.inf, device=device)
+        ids_BK = torch.full((batch, TOP_K), -1, device=device)
+        for chunk in self.chunks:
+            ek.topk_merge_(scores_BK, ids_BK, chunk, self.operand_BD)
 
 
 @dataclass(frozen=True)
@@ -141,15 +150,14 @@ class Operation:
     passes: int
     products: int
     work: Callable[[Bench], None]
-    capture: bool = True
 
 
 OPERATIONS = (
     Operation("logit_grad", 1, 2, Bench.logit_grad),
     Operation("update", 2, 4, Bench.update),
     Operation(f"top-{TOP_K}", 1, 2, Bench.topk),
-    Operation("step", 2, 6, Bench.step, capture=False),
 )
+STEP_PASSES, STEP_PRODUCTS = 2, 6
 
 
 def bound_ms(shape: Shape, fmt: str, passes: int, products: int, rates: Roofline) -> float:
@@ -159,42 +167,45 @@ def bound_ms(shape: Shape, fmt: str, passes: int, products: int, rates: Roofline
 
 
 def rows_of(shape: Shape, fmt: str, kahan_head: float, rates: Roofline, options: argparse.Namespace) -> Iterator[Row]:
-    """A row for each operation, and on a GPU one for a step that must not wait and one for the peer's step."""
+    """A row for each operation, for a training step and, on a GPU, for a step that must not wait and the peer's."""
     device: torch.device = options.device
     shape = fitting(shape, fmt, device)
-    row = {
-        "format": f"{fmt}+kahan" if kahan_head else fmt,
-        "labels": shape.labels,
-        "dim": shape.dim,
-        "batch": shape.batch,
-    }
-    try:
+    name = f"{fmt}+kahan" if kahan_head else fmt
+    row = {"format": name, "labels": shape.labels, "dim": shape.dim, "batch": shape.batch}
+
+    def timed(work: Work, passes: int, products: int, capture: bool) -> Row:
+        memory = transient_bytes(work, device)
+        chosen, how = captured(work, device) if capture else (work, "trainer")
+        ms = median_ms(chosen, device, repeats=options.repeats)
+        bound = bound_ms(shape, fmt, passes, products, rates)
+        return {"ms": ms, "bound": bound, "share": bound / ms, "MiB": memory and memory / MIB, "run": how}
+
+    def operations() -> Iterator[Row]:
         bench = Bench(shape, fmt, kahan_head, device)
-    except Exception as error:  # reported as the row of this shape
-        yield {"op": "make", **row, "error": said(error)}
-        return
-    own_ms = None
-    for operation in OPERATIONS:
-        timed = attempt({"op": operation.name, **row}, partial(_time, operation, bench, shape, fmt, rates, options))
-        own_ms = timed.get("ms")
-        yield timed
-    if device.type == "cuda":
-        yield attempt({"op": "step, no waiting", **row}, partial(without_waiting, bench))
-    batch = bench.batch
-    del bench
-    if options.peer and fmt in PEER_FORMATS and not kahan_head:
-        yield attempt({"op": "step of the peer", **row}, partial(_time_peer, shape, fmt, batch, own_ms, options))
+        for op in OPERATIONS:
+            work = partial(op.work, bench)
+            yield attempt({"op": op.name, **row}, partial(timed, work, op.passes, op.products, True))
 
+    def steps() -> Iterator[Row]:
+        config = ClassifierConfig(format=fmt, kahan_head=kahan_head, weight_decay=DECAY)
+        classifier = ChunkedClassifier(shape.labels, shape.dim, config, prior=PRIOR_SHARE, seed=SEED, device=device)
+        batch = make_batch(shape, device)
+        step = partial(classifier.train_step, batch.x_BD, batch, lr=LR, step=1)
+        own = attempt({"op": "step", **row}, partial(timed, step, STEP_PASSES, STEP_PRODUCTS, False))
+        yield own
+        if device.type == "cuda":
+            yield attempt({"op": "step, no waiting", **row}, partial(without_waiting, step))
+        del classifier, step
+        if options.peer and fmt in PEER_FORMATS and not kahan_head:
+            yield attempt(
+                {"op": "step of the peer", **row}, partial(_time_peer, shape, fmt, batch, own.get("ms"), options)
+            )
 
-def _time(
-    operation: Operation, bench: Bench, shape: Shape, fmt: str, rates: Roofline, options: argparse.Namespace
-) -> Row:
-    work = partial(operation.work, bench)
-    memory = transient_bytes(work, options.device)
-    chosen, how = captured(work, options.device) if operation.capture else (work, "trainer")
-    ms = median_ms(chosen, options.device, repeats=options.repeats)
-    bound = bound_ms(shape, fmt, operation.passes, operation.products, rates)
-    return {"ms": ms, "bound": bound, "share": bound / ms, "MiB": None if memory is None else memory / MIB, "run": how}
+    for part, rows in (("operations", operations()), ("step", steps())):
+        try:
+            yield from rows
+        except Exception as error:  # the weights of this shape could not be made: the other rows go on
+            yield {"op": part, **row, "error": said(error)}
 
 
 def _time_peer(shape: Shape, fmt: str, batch: Batch, own_ms: float | None, options: argparse.Namespace) -> Row:
@@ -202,16 +213,16 @@ def _time_peer(shape: Shape, fmt: str, batch: Batch, own_ms: float | None, optio
     memory = transient_bytes(work, options.device)
     ms = median_ms(work, options.device, repeats=options.repeats)
     ratio = f"{ms / own_ms:.2f} x ours" if own_ms else "eager"
-    return {"ms": ms, "MiB": None if memory is None else memory / MIB, "run": ratio}
+    return {"ms": ms, "MiB": memory and memory / MIB, "run": ratio}
 
 
-def without_waiting(bench: Bench) -> Row:
+def without_waiting(step: Work) -> Row:
     """A step in which torch refuses every wait of the host for the GPU."""
-    bench.step()
+    step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        bench.step()
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return {"run": "passed"}
@@ -220,7 +231,7 @@ def without_waiting(bench: Bench) -> Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 1 when a row failed."""
     options = _parser().parse_args(arguments)
-    shapes = [Shape.parse(text) for text in options.shapes or (TINY_SHAPES if options.tiny else SHAPES)]
+    shapes = [Shape.parse(text) for text in (TINY_SHAPES if options.tiny else options.shapes)]
     rates = roofline.measure(options.device, tiny=options.tiny)
     variants = [(fmt, 0.0) for fmt in options.formats]
     if options.kahan_head:
@@ -231,12 +242,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in rows_of(shape, fmt, kahan_head, rates, options):
                 print(table([row], COLUMNS).splitlines()[-1], file=sys.stderr, flush=True)
                 rows.append(row)
+                write_json(options, rows, columns=COLUMNS, roofline=rates.as_dict())
     return finish(options, rows, COLUMNS, roofline=rates.as_dict())
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(__doc__, tiny="two tiny shapes, few repeats: tries the code")
-    made.add_argument("--shapes", nargs="+", metavar="LABELSxDIMxBATCH", help=f"default: {' '.join(SHAPES)}")
+    made = parser(__doc__, tiny="two tiny shapes in place of the given ones: tries the code")
+    made.add_argument("--shapes", nargs="+", default=SHAPES, metavar="LABELSxDIMxBATCH")
     made.add_argument("--formats", nargs="+", default=list(ek.FORMATS), choices=list(ek.FORMATS))
     made.add_argument("--kahan-head", type=float, default=0.2, help="also fp8 with this share of labels compensated")
     made.add_argument("--repeats", type=int, default=20, help="timed repetitions of a row")

@@ -1,6 +1,7 @@
-"""What the benchmarks share: times, memory, the machine, tables, JSON. Run them as ``python -m tools.NAME``."""
+"""What the benchmarks share: times, memory, the machine, JSON. Run them as ``python -m tools.NAME``."""
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -12,9 +13,9 @@ from typing import Any
 
 import torch
 
+from tools.tables import Row, table
+
 Work = Callable[[], object]
-Row = dict[str, Any]
-"""One line of a table: plain values by column; ``error`` where it could not be measured."""
 MIB = 2**20
 WARM_UPS = 3
 
@@ -101,6 +102,7 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {first[:160]}"
 
 
+@functools.cache
 def environment(device: torch.device) -> dict[str, str]:
     """Device, driver and versions, for every published figure."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform()}
@@ -126,25 +128,6 @@ def environment(device: torch.device) -> dict[str, str]:
     return found | {"device": name, "driver": driver, "cuda": str(torch.version.cuda)}
 
 
-def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Rows as aligned text; a row that failed ends with its error."""
-    body = [[_text(row.get(column)) for column in columns] for row in rows]
-    widths = [max(map(len, cells)) for cells in zip(columns, *body, strict=True)]
-    lines = ["  ".join(name.ljust(width) for name, width in zip(columns, widths, strict=True))]
-    for row, cells in zip(rows, body, strict=True):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{line}  FAILED: {row['error']}" if "error" in row else line)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def parser(description: str | None, *, tiny: str) -> argparse.ArgumentParser:
     """The options that every benchmark has: ``--device``, ``--json``, ``--tiny`` (``tiny`` says what that does)."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -158,15 +141,20 @@ def parser(description: str | None, *, tiny: str) -> argparse.ArgumentParser:
     return made
 
 
+def write_json(options: argparse.Namespace, rows: Sequence[Row], **more: Any) -> None:
+    """Write what was measured so far, where ``--json`` asks for it; a run that is killed leaves whole rows."""
+    if options.json is None:
+        return
+    settings = {name: str(value) for name, value in vars(options).items()}
+    content = {"machine": environment(options.device), "settings": settings, "rows": list(rows), **more}
+    scratch = options.json.with_name(f"{options.json.name}.tmp")
+    scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(options.json)
+
+
 def finish(options: argparse.Namespace, rows: Sequence[Row], columns: Sequence[str], **more: Any) -> int:
-    """Print the table, write the JSON that was asked for; 1 when a row failed."""
-    machine = environment(options.device)
-    print("\n".join(f"# {name}: {value}" for name, value in machine.items()))
+    """Print the machine and the table, write the JSON; 1 when a row failed."""
+    print("\n".join(f"# {name}: {value}" for name, value in environment(options.device).items()))
     print(table(rows, columns))
-    if options.json:
-        settings = {name: str(value) for name, value in vars(options).items()}
-        options.json.write_text(
-            json.dumps({"machine": machine, "settings": settings, "rows": list(rows), **more}, indent=1) + "\n",
-            encoding="utf-8",
-        )
+    write_json(options, rows, columns=list(columns), **more)
     return int(any("error" in row for row in rows))

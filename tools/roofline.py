@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from tools.measuring import Row, finish, median_ms, parser
+from tools.measuring import finish, median_ms, parser
+from tools.tables import Row
 
 COLUMNS = ("what", "rate", "unit")
 
