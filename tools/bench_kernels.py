@@ -25,65 +25,22 @@ from torch import Tensor
 from elmo_stream.config import ClassifierConfig
 from elmo_stream.model.classifier import ChunkedClassifier
 from tools import roofline
+from tools.batches import DECAY, LR, PRIOR_LOGIT, PRIOR_SHARE, SEED, STD, Batch, Shape, make_batch
 from tools.measuring import MIB, Work, attempt, captured, finish, median_ms, parser, said, transient_bytes, write_json
 from tools.peer import PEER_FORMATS, peer_step
 from tools.roofline import Roofline
 from tools.tables import Row, table
 
 COLUMNS = ("op", "format", "labels", "dim", "batch", "ms", "bound", "share", "MiB", "run")
-SHAPES = ("670091x768x128", "2812281x768x128", "1305265x768x512", "8623847x768x128", "8623847x768x2048")
-TINY_SHAPES = ("1300x80x5", "2049x48x32")
+SHAPES = [Shape(670_091, 768, 128), Shape(2_812_281, 768, 128), Shape(1_305_265, 768, 512), Shape(8_623_847, 768, 128)]
+SHAPES += [Shape(8_623_847, 768, 2048)]
+TINY_SHAPES = [Shape(1300, 80, 5), Shape(2049, 48, 32)]
 FITS_SHARE = 0.6
 """Share of the free memory that weights may take; the rest is for what an operation needs."""
 TOP_K = 100
-POSITIVES_A_ROW = 5
 CHUNK_LABELS = 32 * ek.BLOCK_LABELS
 """Labels of a chunk of the single operations; the step chooses its own."""
-PRIOR_SHARE, PRIOR_LOGIT, LR, DECAY, STD, SEED = 1e-4, -9.2, 1e-3, 1e-4, 0.02, 0
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0 + 1.0 / ek.GROUP_FEATURES}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Labels, features and instances of a row."""
-
-    labels: int
-    dim: int
-    batch: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Shape":
-        """From "LABELSxDIMxBATCH"."""
-        labels, dim, batch = map(int, text.split("x"))
-        return cls(labels, dim, batch)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Embeddings and sorted positives, as ``elmo_kernels.Positives`` describes them."""
-
-    x_BD: Tensor
-    label_P: Tensor
-    instance_P: Tensor
-    weight_P: Tensor
-    block_ptr: Tensor
-
-
-def make_batch(shape: Shape, device: torch.device) -> Batch:
-    """Random embeddings of unit mean square, and a few random labels an instance."""
-    generator = torch.Generator().manual_seed(SEED)
-    count = shape.batch * POSITIVES_A_ROW
-    label_P = torch.randint(shape.labels, (count,), generator=generator)
-    pair_P = (label_P * shape.batch + torch.arange(count) % shape.batch).unique()
-    starts = torch.arange(-(-shape.labels // ek.BLOCK_LABELS) + 1) * ek.BLOCK_LABELS
-    label_P = pair_P // shape.batch
-    return Batch(
-        x_BD=torch.randn(shape.batch, shape.dim, generator=generator).to(device),
-        label_P=label_P.to(device),
-        instance_P=(pair_P % shape.batch).to(device),
-        weight_P=torch.ones(len(pair_P), device=device),
-        block_ptr=torch.searchsorted(label_P, starts).to(device),
-    )
 
 
 def fitting(shape: Shape, fmt: str, device: torch.device) -> Shape:
@@ -231,7 +188,7 @@ def without_waiting(step: Work) -> Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 1 when a row failed."""
     options = _parser().parse_args(arguments)
-    shapes = [Shape.parse(text) for text in (TINY_SHAPES if options.tiny else options.shapes)]
+    shapes = TINY_SHAPES if options.tiny else options.shapes
     rates = roofline.measure(options.device, tiny=options.tiny)
     variants = [(fmt, 0.0) for fmt in options.formats]
     if options.kahan_head:
@@ -248,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = parser(__doc__, tiny="two tiny shapes in place of the given ones: tries the code")
-    made.add_argument("--shapes", nargs="+", default=SHAPES, metavar="LABELSxDIMxBATCH")
+    made.add_argument("--shapes", nargs="+", type=Shape.parse, default=SHAPES, metavar="LABELSxDIMxBATCH")
     made.add_argument("--formats", nargs="+", default=list(ek.FORMATS), choices=list(ek.FORMATS))
     made.add_argument("--kahan-head", type=float, default=0.2, help="also fp8 with this share of labels compensated")
     made.add_argument("--repeats", type=int, default=20, help="timed repetitions of a row")

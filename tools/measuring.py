@@ -32,7 +32,7 @@ def times_ms(work: Work, device: torch.device, *, repeats: int) -> list[float]:
         work()
     synchronize(device)
     if device.type != "cuda":
-        return [_clocked(work) for _ in range(repeats)]
+        return [clocked_ms(work) for _ in range(repeats)]
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for begin, end in events:
         begin.record()
@@ -47,7 +47,8 @@ def median_ms(work: Work, device: torch.device, *, repeats: int) -> float:
     return statistics.median(times_ms(work, device, repeats=repeats))
 
 
-def _clocked(work: Work) -> float:
+def clocked_ms(work: Work) -> float:
+    """Milliseconds of one call by the clock."""
     begin = time.perf_counter()
     work()
     return 1e3 * (time.perf_counter() - begin)
