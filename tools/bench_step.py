@@ -10,20 +10,22 @@ of a process that does the same with 1,024 labels: libraries and compiled code d
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
+import elmo_kernels as ek
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from elmo_stream.config import ClassifierConfig
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.system import peak_resident_bytes
-from tools.batches import DECAY, LR, PRIOR_SHARE, SEED, STD, Shape, make_batch
+from tools.batches import LR, SEED, STD, Shape, make_batch
 from tools.measuring import MIB, clocked_ms, finish, parser
 from tools.tables import Row
 
@@ -33,19 +35,21 @@ CONTENDERS = ("fp8", "bf16", "fp32", TORCH)
 COLUMNS = ("step", "ms", "MiB", "time / torch", "memory / torch", "time / bf16", "goal")
 GOALS = {"fp8": "time / torch <= 0.6 (aim 0.4), memory / torch <= 0.25, time / bf16 <= 1.15"}
 SMALL_LABELS = 1024
+NO_PRIOR = 0.5
+"""A share of positives whose logit is 0: plain torch has no prior either."""
 WARM_UPS = 2
 
 
-def make_step(name: str, shape: Shape) -> Callable[[], object]:
-    """A contender's step as a function of no argument."""
+def make_step(name: str, shape: Shape) -> Callable[[], Tensor]:
+    """A contender's step as a function of no argument, which returns the gradient of the embeddings."""
     batch = make_batch(shape, CPU)
     if name != TORCH:
-        config = ClassifierConfig(format=name, weight_decay=DECAY, init_std=STD)
-        ours = ChunkedClassifier(shape.labels, shape.dim, config, prior=PRIOR_SHARE, seed=SEED, device=CPU)
-        return partial(ours.train_step, batch.x_BD, batch, lr=LR, step=1)
-    w_LD = (torch.randn(shape.labels, shape.dim, generator=torch.Generator().manual_seed(SEED)) * STD).requires_grad_()
+        config = ClassifierConfig(format=name, weight_decay=0.0, init_std=STD)
+        ours = ChunkedClassifier(shape.labels, shape.dim, config, prior=NO_PRIOR, seed=SEED, device=CPU)
+        return lambda: ours.train_step(batch.x_BD, batch, lr=LR, step=1)[0]
+    w_LD = ek.make_chunk("fp32", shape.labels, shape.dim, 0, seed=SEED, std=STD).data_LD.requires_grad_()
 
-    def plain() -> None:
+    def plain() -> Tensor:
         x_BD = batch.x_BD.clone().requires_grad_()
         y_BL = torch.zeros(shape.batch, shape.labels)
         y_BL[batch.instance_P, batch.label_P] = 1.0
@@ -54,6 +58,8 @@ def make_step(name: str, shape: Shape) -> Callable[[], object]:
         with torch.no_grad():
             w_LD.sub_(w_LD.grad, alpha=LR)
         w_LD.grad = None
+        assert x_BD.grad is not None
+        return x_BD.grad
 
     return plain
 
@@ -88,7 +94,9 @@ class Contender:
         command = [sys.executable, "-m", "tools.bench_step", "--serve", name, "--shape", str(shape)]
         command += ["--threads", str(threads)]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        # Threads of a process that waits its turn must not spin.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self.times: list[float] = []
 
     def step(self) -> None:
