@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from elmo_kernels import random_bits
+from elmo_kernels import rounding as rd
 from torch import Tensor
 
 LABEL = torch.arange(1024) + 8_000_000
@@ -72,3 +73,11 @@ def test_the_bits_of_a_weight_do_not_depend_on_who_asks() -> None:
     bits = random_bits(-1, 1 << 62, LABEL, FEATURE)
     assert torch.equal(bits[100:200, 7:8], random_bits(-1, 1 << 62, LABEL[100:200], FEATURE[7:8]))
     assert torch.equal(bits, random_bits((1 << 64) - 1, 1 << 62, LABEL, FEATURE))
+
+
+@pytest.mark.parametrize("share", [0.03, 0.25, 0.5, 0.9])
+def test_whether_a_weight_is_rounded_up_tells_nothing_of_its_neighbours_or_its_next_step(share: float) -> None:
+    between = torch.tensor([1 + share / 8])  # codes near 1 are 1/8 apart
+    now, then = (rd.fp8_value(rd.fp8_stochastic(between, _bits(step=step))) > 1 for step in (1, 2))
+    for a, b in ((now[:, :-1], now[:, 1:]), (now[:-1], now[1:]), (now, then)):
+        assert _correlation(a, b) < 4
