@@ -10,7 +10,7 @@ import elmo_kernels as ek
 import pytest
 import torch
 from elmo_kernels import rounding as rd
-from elmo_kernels.reference import store_fp8_
+from elmo_kernels.reference import Step, update_rows_
 
 from tools.batches import Shape
 from tools.bench_step import make_step
@@ -83,14 +83,11 @@ def test_bench_formats_rounds_as_the_product_does() -> None:
     generator = torch.Generator().manual_seed(1)
     g_LB, x_BD = torch.randn(labels, 7, generator=generator), torch.randn(7, dim, generator=generator)
     weights.step(g_LB, x_BD, lr, 5)
-    w = ek.empty_chunk("fp8", labels, dim, 0)
-    bits_LD = ek.random_bits(seed, 5, torch.arange(labels), torch.arange(dim))
-    store_fp8_(
-        w,
-        slice(0, labels),
-        torch.addmm(before_LD, g_LB, x_BD, alpha=-lr),
-        lambda v_LD: rd.fp8_stochastic(v_LD, bits_LD),
-    )
+    # A step from zero against minus the new values.
+    w, flags = ek.empty_chunk("fp8", labels, dim, 0), torch.zeros(2, dtype=torch.int64)
+    new_LD = torch.addmm(before_LD, g_LB, x_BD, alpha=-lr)
+    unit = Step(1.0, 1.0, rd.stream_key(seed, 5))
+    update_rows_(w, slice(0, labels), torch.zeros_like(new_LD), -new_LD, unit, "stochastic", flags)
     assert torch.equal(weights.value_LD, ek.dequantize(w))
 
 
