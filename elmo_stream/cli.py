@@ -1,9 +1,7 @@
 """The command line: parses and calls, nothing else. Heavy imports wait inside the commands."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,13 +13,16 @@ from elmo_stream.cli_common import (
     Verbs,
     as_lines,
     common_options,
+    config_options,
     debug_option,
+    on_oom_option,
     parse_ks,
     parse_names,
     parse_propensity,
     say,
     show,
 )
+from elmo_stream.cli_plan import plan
 from elmo_stream.errors import UserError
 
 
@@ -131,38 +132,13 @@ def shard(
     show(summary, as_lines(summary), as_json)
 
 
-def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a key, for example train.batch=256; train --dry-run lists all.",
-    )(command)
-    return click.option("--config", "config_file", type=INPUT_FILE, help="TOML file with configuration keys.")(command)
-
-
-@main.command()
-@click.argument("store", type=FOLDER)
-@_config_options
-@common_options
-def plan(store: Path, config_file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show where every byte of a training run would go.
-
-    \b
-    elmo-stream plan store --set classifier.format=bf16
-    """
-    from elmo_stream.config import load_config
-    from elmo_stream.training.plan import make_plan
-
-    made = make_plan(store, load_config(config_file, overrides))
-    show(made.as_dict(), made.table(), as_json)
+main.add_command(plan)
 
 
 @main.command()
 @click.argument("store", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder of the new run.")
-@_config_options
+@config_options
 @click.option("--epochs", type=click.IntRange(1), help="Short for --set train.epochs=N.")
 @click.option("--steps", type=click.IntRange(1), help="Short for --set train.steps=N.")
 @click.option(
@@ -171,6 +147,7 @@ def plan(store: Path, config_file: Path | None, overrides: tuple[str, ...], as_j
     help="Run to begin with: its encoder, and its labels by name; STORE may have other data and more labels.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the whole configuration and the plan, train nothing.")
+@on_oom_option
 @common_options
 def train(
     store: Path,
@@ -181,6 +158,7 @@ def train(
     steps: int | None,
     init_from: Path | None,
     dry_run: bool,
+    on_oom: str | None,
     as_json: bool,
 ) -> None:
     """Train a model on a store.
@@ -201,27 +179,35 @@ def train(
         overrides += (f"train.steps={steps}",)
     config = load_config(config_file, overrides)
     if dry_run:
-        from elmo_stream.training.plan import make_plan
+        from elmo_stream.training.preview import plan_store
 
-        made = make_plan(store, config)
+        made = plan_store(store, config, out)
         show(
             {"config": config.to_dict(), "plan": made.as_dict()},
             f"{config.to_toml(comments=True)}\n{made.table()}",
             as_json,
         )
-        return
+        click.get_current_context().exit(2 if made.lacks() else 0)
     if out is None:
         raise UserError("--out: give the folder of the new run.")
     from elmo_stream.training.trainer import train as train_run
 
-    _finish(train_run(store, out, config, init_from=init_from, report=say), out, as_json)
+    _finish(train_run(store, out, config, init_from=init_from, on_oom=on_oom, report=say), out, as_json)
 
 
 @main.command()
 @click.argument("run", type=FOLDER)
 @click.argument("store", type=FOLDER, required=False)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="memory.KEY=VALUE",
+    help="Another budget than the run began with, for example memory.device=8GiB; changes no result.",
+)
+@on_oom_option
 @common_options
-def resume(run: Path, store: Path | None, as_json: bool) -> None:
+def resume(run: Path, store: Path | None, overrides: tuple[str, ...], on_oom: str | None, as_json: bool) -> None:
     """Continue a run from its last whole checkpoint; STORE is needed only if the store was moved.
 
     \b
@@ -229,7 +215,7 @@ def resume(run: Path, store: Path | None, as_json: bool) -> None:
     """
     from elmo_stream.training.trainer import resume as resume_run
 
-    _finish(resume_run(run, store, report=say), run, as_json)
+    _finish(resume_run(run, store, memory=overrides, on_oom=on_oom, report=say), run, as_json)
 
 
 def _finish(code: int, run: Path, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from elmo_stream.errors import ElmoStreamError
+from elmo_stream.errors import ElmoStreamError, out_of_memory
 
 EXIT_IO = 74
 PROGRESS_SECONDS = 2.0
@@ -73,7 +73,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or f"could not write all data ({error}); is the disk full?"
         return f"{where}{reason.rstrip('.')}.", EXIT_IO
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+    if out_of_memory(error):
         return "out of memory; lower train.batch or classifier.chunk_labels, or see `elmo-stream plan STORE`.", 1
     return f"{type(error).__name__}: {error} (this is a defect of ours; --debug shows where).", 1
 
@@ -93,6 +93,27 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--json`` and ``--debug``."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(debug_option(command))
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--config`` and ``--set``."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key, for example train.batch=256; train --dry-run lists all.",
+    )(command)
+    return click.option("--config", "config_file", type=INPUT_FILE, help="TOML file with configuration keys.")(command)
+
+
+def on_oom_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--on-oom``."""
+    return click.option(
+        "--on-oom",
+        type=click.Choice(["shrink"]),
+        help="When memory runs out: go on from the last checkpoint with smaller chunks.  [default: end]",
+    )(command)
 
 
 def say(line: str) -> None:

@@ -7,6 +7,7 @@ range are refused with the name of the key. The resolved configuration is saved 
 import difflib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -136,6 +137,15 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True)
+class MemoryConfig:
+    """How much memory a run may take, such as 8GiB; changes no result, so a resume may change it."""
+
+    device: str = _key("", "memory of the GPU, or on a CPU of the whole process; empty: 90 % of what is free")
+    host: str = _key("", "memory of the process beside a GPU; empty: 90 % of what is free")
+    disk: str = _key("", "folder for scratch files of chunks that fit no memory; empty: scratch in the run folder")
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration of a run."""
 
@@ -147,6 +157,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested plain values."""
@@ -203,6 +214,22 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     return _resolved(config)
 
 
+def with_memory(config: Config, overrides: Iterable[str]) -> Config:
+    """A run's configuration with other ``memory.*`` keys, the only ones that change no result.
+
+    Raises:
+        UserError: another key, or a bad value.
+    """
+    values = config.to_dict()
+    for override in overrides:
+        if not override.strip().startswith("memory."):
+            raise UserError(f"--set {override}: a resume may change memory.device, memory.host and memory.disk only.")
+        _apply(values, override)
+    changed: Config = _build(Config, values, "", "--set")
+    _check_together(changed)
+    return changed
+
+
 def _resolved(config: Config) -> Config:
     frozen = config.encoder.frozen and config.encoder.kind == "transformer"
     encoder_lr, classifier_lr = DEFAULT_LRS["frozen transformer" if frozen else config.encoder.kind]
@@ -257,6 +284,8 @@ def _build(cls: Any, values: Any, prefix: str, source: str) -> Any:
 def _checked(key: str, value: Any, kind: type, meta: Any, source: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
+    if key.startswith("memory.") and type(value) is int:
+        value = str(value)  # a size in bytes
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
         raise UserError(f"{source}: {key} must be {names[kind]}, got {value!r}.")
@@ -271,7 +300,29 @@ def _checked(key: str, value: Any, kind: type, meta: Any, source: str) -> Any:
     return value
 
 
+_UNITS = {
+    "": 1,
+    **{f"{p}{b}": (1024 if b == "iB" else 1000) ** (i + 1) for i, p in enumerate("KMGT") for b in ("B", "iB")},
+}
+
+
+def parse_size(key: str, text: str) -> int | None:
+    """Bytes of a size such as ``8GiB`` or ``500 MB``; None for an empty one.
+
+    Raises:
+        UserError: it is no size; names the key.
+    """
+    if not text.strip():
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|)\s*", text)
+    if not found or not 0 < float(found[1]) * _UNITS[found[2]] < 2**60:
+        raise UserError(f"{key}: {text!r} is no size; give a number with a unit, such as 8GiB or 500MB.")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
 def _check_together(config: Config) -> None:
+    for name in ("device", "host"):
+        parse_size(f"memory.{name}", getattr(config.memory, name))
     if config.encoder.kind == "transformer" and not config.encoder.name:
         raise UserError("encoder.name: a transformer needs a name, folder or installed package; set encoder.name.")
     if config.encoder.kind == "bag" and config.encoder.dim % 16:

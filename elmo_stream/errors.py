@@ -26,3 +26,10 @@ class LockedError(ElmoStreamError):
     """Another process is working in the same folder."""
 
     exit_code = 75
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has one kind for GPUs and none for CPUs."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    )

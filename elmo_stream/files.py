@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from elmo_stream.errors import CorruptError, LockedError, UserError
-from elmo_stream.system import folder_lock, fsync_path
+from elmo_stream.system import drop_cached, folder_lock, fsync_path
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = _COPY_BYTES = 1 << 20
+_FLUSH_BYTES = 64 << 20
 MAX_JSON_BYTES = 1 << 30
 
 
@@ -27,6 +28,42 @@ def sha256_file(path: Path) -> str:
         while piece := stream.read(_READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as an index or manifest lists it."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def flush_and_forget(path: Path) -> None:
+    """Flush a file to the disk and give its page cache back: memory does not fill with what is not read soon."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        drop_cached(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_listed(source: Path, target: Path, listed: dict[str, dict[str, Any]]) -> None:
+    """Copy listed files to a new folder and compare them on the way; no more than 64 MiB wait for the disk at a time.
+
+    Raises:
+        CorruptError: naming the first file of ``source`` that is missing, cut or altered.
+    """
+    for name, entry in listed.items():
+        path, digest, size = target / name, hashlib.sha256(), 0
+        if not (source / name).is_file():
+            raise CorruptError(f"{source / name}: missing, though it is listed as part of {source.name}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(source / name, "rb") as stream, open(path, "wb", buffering=0) as out:
+            while piece := stream.read(_COPY_BYTES):
+                digest.update(piece)
+                size += out.write(piece)
+                if size % _FLUSH_BYTES == 0:
+                    drop_cached(out.fileno())
+            drop_cached(out.fileno())
+        if (size, digest.hexdigest()) != (entry["bytes"], entry["sha256"]):
+            raise CorruptError(f"{source / name}: its size or checksum differs from the one written; it is damaged.")
 
 
 def write_bytes_durably(path: Path, data: bytes) -> None:
@@ -112,9 +149,7 @@ def new_folder(final: Path) -> Iterator[Path]:
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below ``folder``, keyed by its relative POSIX path, for an index or manifest."""
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.relative_to(folder).as_posix(): file_entry(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
 
 

@@ -1,6 +1,8 @@
 """The few places where operating systems differ."""
 
+import mmap
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,3 +71,97 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now; its peak where the system tells no other."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return peak_resident_bytes()
+
+
+def free_memory_bytes() -> int:
+    """Memory that this process can still take without swapping, limits of its control groups included.
+
+    Where the system does not tell, half of the physical memory, or 4 GiB.
+    """
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        free = int(found[1]) * 1024 if found else 4 << 30
+    except OSError:
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        free = pages * mmap.PAGESIZE // 2 or 4 << 30
+    return max(0, min([free, *_left_in_groups()]))
+
+
+def _left_in_groups() -> Iterator[int]:
+    """What the limits of the memory groups of this process (v1 and v2) and of those above leave."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup") / controllers
+        names = ("memory.max", "memory.current") if not controllers else _GROUP_V1
+        group = root / place.lstrip("/")
+        for folder in [group, *group.parents]:
+            limit, used = _number(folder / names[0]), _number(folder / names[1])
+            if limit is not None and used is not None:
+                yield limit - used + _reclaimable(folder)
+            if folder == root:
+                break
+
+
+_GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+
+
+def _reclaimable(group: Path) -> int:
+    """Page cache that a group gives back before it fails."""
+    try:
+        text = (group / "memory.stat").read_text()
+    except OSError:
+        return 0
+    kinds = dict(line.split() for line in text.splitlines())
+    return int(kinds.get("total_inactive_file", kinds.get("inactive_file", 0)))
+
+
+def open_direct(path: Path) -> int:
+    """Open a file for reading and writing past the page cache, where the file system can do that."""
+    try:
+        return os.open(path, os.O_RDWR | getattr(os, "O_DIRECT", 0))
+    except OSError:
+        return os.open(path, os.O_RDWR)
+
+
+def reserve_file(path: Path, size: int) -> None:
+    """Make a file whose bytes are all allotted on the disk; raises ``OSError`` that names it when they are not."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            with open(descriptor, "wb", closefd=False) as stream:
+                for start in range(0, size, 1 << 20):
+                    stream.write(bytes(min(1 << 20, size - start)))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+
+
+def drop_cached(descriptor: int) -> None:
+    """Flush an open file and give its page cache back, so that memory does not fill with what is read once."""
+    if hasattr(os, "posix_fadvise"):
+        os.fdatasync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

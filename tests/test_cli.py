@@ -107,9 +107,10 @@ def test_dry_run_prints_every_key_and_trains_nothing(store: Path, tmp_path: Path
     ):
         assert key in result.stdout
     value = json.loads(run_cli("train", store, "--dry-run", "--json").stdout)
-    assert value["plan"]["labels"] == value["plan"]["memory"]["classifier exponents"]
     plan = json.loads(run_cli("plan", store, "--json").stdout)
-    assert plan == value["plan"]
+    measured = ("rates", "time", "budget", "peak")
+    assert {key for key in plan if plan[key] != value["plan"][key]} <= {*measured, "memory"}
+    assert plan["fits"] and plan["time"]["step"] > 0 and plan["placement"]["mapped"] == 0
 
 
 def test_inspect_and_verify_know_stores_runs_and_checkpoints(store: Path, run: Path) -> None:

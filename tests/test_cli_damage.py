@@ -92,8 +92,10 @@ def test_an_interrupted_prediction_leaves_nothing_behind(run: Path, tmp_path: Pa
 def test_a_plan_of_a_model_beyond_all_memory_is_a_plan(store: Path) -> None:
     keys = ["encoder.dim=65536", "encoder.hidden=65536", "encoder.bigrams=268435456"]
     result = run_cli("plan", store, "--json", *(part for key in keys for part in ("--set", key)))
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["memory"]["encoder weights"] > 2**44
+    assert result.exit_code == 2, result.output
+    plan = json.loads(result.stdout)
+    assert {row["name"]: row["bytes"] for row in plan["memory"]}["encoder weights"] > 2**44
+    assert not plan["fits"] and "encoder.dim" in plan["advice"][0]
 
 
 def test_a_changed_configuration_is_not_resumed_with(run: Path, tmp_path: Path) -> None:

@@ -116,6 +116,20 @@ def inverse_propensity_L(
     return np.asarray(1.0 + C * (frequency_L.astype(np.float64) + B) ** -A, dtype=np.float64)
 
 
+class InversePropensity:
+    """``inverse_propensity_L`` of the labels asked for: ``q[ids]`` takes memory for ``ids`` only."""
+
+    def __init__(self, frequency_L: NDArray[np.uint32], num_instances: int, A: float, B: float) -> None:
+        self._frequency_L, self._parameters = frequency_L, (num_instances, A, B)
+
+    def __len__(self) -> int:
+        return len(self._frequency_L)
+
+    def __getitem__(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64, in the shape of ``ids``."""
+        return inverse_propensity_L(self._frequency_L[ids], *self._parameters)
+
+
 def _open_array(path: Path, dtype: str) -> NDArray:
     """Map a one-dimensional ``.npy`` file of ours."""
     try:

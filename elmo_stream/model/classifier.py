@@ -7,26 +7,21 @@ Shapes: B instances, L labels of a chunk, D features, H labels with Kahan compen
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import elmo_kernels
 import torch
-from elmo_kernels import BLOCK_LABELS, LOSSES, ChunkWeights
+from elmo_kernels import LOSSES, ChunkWeights
 from torch import Tensor
 
 from elmo_stream.config import ClassifierConfig
 from elmo_stream.errors import CorruptError, UserError
+from elmo_stream.model.chunk_layout import ChunkLayout, chunk_tensors
+from elmo_stream.model.chunk_store import ChunkStore
+from elmo_stream.model.placement import ChunkPlan, plan_chunks
 
-# At 768 FP8 features a chunk of this size stays in the L2 cache of a large GPU together with its logits.
-DEFAULT_CHUNK_LABELS = 32 * BLOCK_LABELS
 MIN_PRIOR = 1e-9
-
-
-def plan_chunks(num_labels: int, chunk_labels: int) -> list[tuple[int, int]]:
-    """(first, last) label of each chunk; sizes are multiples of ``BLOCK_LABELS`` except the last one's."""
-    wanted = chunk_labels or DEFAULT_CHUNK_LABELS
-    size = -(-wanted // BLOCK_LABELS) * BLOCK_LABELS
-    return [(first, min(first + size, num_labels)) for first in range(0, num_labels, size)]
 
 
 class RowReader(Protocol):
@@ -36,15 +31,18 @@ class RowReader(Protocol):
 
 
 class ChunkedClassifier:
-    """One chunk of weights after the other, on one device; label ids are sorted by training frequency.
+    """One chunk of weights after the other, each at its place; label ids are sorted by training frequency.
 
     Args:
         prior: share of positives among all pairs of instances and labels; logits start there.
+        plan: chunks and their places; by default all in the memory of the device. Changes no result.
+        scratch: folder for the files of mapped chunks.
         weights: rows of a checkpoint; None draws initial ones from (seed, label id, feature).
 
     Raises:
         UserError: ``dim`` is no multiple of 16.
         CorruptError: the rows of the checkpoint are of another format or size.
+        OSError: no room for mapped chunks, or a folder that cannot be written.
     """
 
     def __init__(
@@ -56,43 +54,42 @@ class ChunkedClassifier:
         prior: float,
         seed: int,
         device: torch.device,
+        plan: ChunkPlan | None = None,
+        scratch: Path | None = None,
         weights: RowReader | None = None,
     ) -> None:
         if dim % 16:
             raise UserError(f"The embedding has {dim} features; the classifier needs a multiple of 16.")
         self.num_labels, self.dim = num_labels, dim
-        self._config, self._seed, self._device = config, seed, device
+        self.plan = plan or plan_chunks(num_labels, dim, config)
+        self._config, self._seed = config, seed
         self._loss = LOSSES[config.loss]
         self._prior = self._loss.prior(min(max(prior, MIN_PRIOR), 0.5))
-        kahan_share = 1.0 if config.rounding == "kahan" else config.kahan_head
-        self._kahan_labels = int(kahan_share * num_labels)
         self._rounding = "stochastic" if config.rounding == "kahan" else config.rounding
         # Counts of saturated and of non-finite new weights; read by the trainer when it reports, not in a step.
         self.flags = torch.zeros(2, dtype=torch.int64, device=device)
-        self.chunks = [self._make(first, last, weights) for first, last in plan_chunks(num_labels, config.chunk_labels)]
 
-    def _make(self, first: int, last: int, weights: RowReader | None) -> ChunkWeights:
-        config, shape = self._config, (last - first, self.dim, first)
-        kahan_rows = max(0, min(self._kahan_labels, last) - first)
-        if weights is None:
-            return elmo_kernels.make_chunk(
-                config.format,
-                *shape,
-                seed=self._seed,
-                std=config.init_std,
-                kahan_rows=kahan_rows,
-                device=self._device,
-            )
-        chunk = elmo_kernels.empty_chunk(config.format, *shape, kahan_rows=kahan_rows, device=self._device)
-        for name, tensor in chunk_tensors(chunk).items():
-            rows = weights(name, first, first + len(tensor))
-            if rows.dtype != tensor.dtype or rows.shape != tensor.shape:
-                raise CorruptError(
-                    f"the checkpoint's {name!r} is {rows.dtype} {tuple(rows.shape)}, the configuration asks for "
-                    f"{tensor.dtype} {tuple(tensor.shape)}; it belongs to another run."
-                )
-            tensor.copy_(rows)
-        return chunk
+        def fill_(layout: ChunkLayout, chunk: ChunkWeights) -> None:
+            if weights is None:
+                self._draw_(layout, chunk)
+            else:
+                _restore_(chunk, weights)
+
+        self._chunks = ChunkStore(self.plan, device=device, scratch=scratch, fill_=fill_)
+
+    def _draw_(self, layout: ChunkLayout, chunk: ChunkWeights) -> None:
+        drawn = elmo_kernels.make_chunk(
+            layout.format,
+            layout.last - layout.first,
+            layout.dim,
+            layout.first,
+            seed=self._seed,
+            std=self._config.init_std,
+            kahan_rows=layout.kahan_rows,
+            device=chunk.data_LD.device,
+        )
+        for target, source in zip(chunk_tensors(chunk).values(), chunk_tensors(drawn).values(), strict=True):
+            target.copy_(source)
 
     def train_step(
         self, x_BD: Tensor, positives: Any, *, lr: float, step: int, want_loss: bool = False
@@ -114,7 +111,7 @@ class ChunkedClassifier:
             x_BD.device, lr=lr, weight_decay=self._config.weight_decay, seed=self._seed, step=step
         )
         x_BD = elmo_kernels.operand(x_BD, self._config.format)
-        for chunk in self.chunks:
+        for chunk in self._chunks.walk(changed=True):
             g_LB, loss = elmo_kernels.logit_grad(
                 chunk, x_BD, positives, loss=self._config.loss, prior=self._prior, want_loss=want_loss
             )
@@ -123,6 +120,7 @@ class ChunkedClassifier:
             elmo_kernels.update_with_(
                 chunk, g_LB, x_BD, dx_BD, scalars=scalars, rounding=self._rounding, flags=self.flags
             )
+            del g_LB  # before the next chunk's is formed
         return dx_BD, total
 
     def topk(self, x_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +129,7 @@ class ChunkedClassifier:
         scores_BK = torch.full((len(x_BD), k), float("-inf"), device=x_BD.device)
         ids_BK = torch.full((len(x_BD), k), -1, dtype=torch.int64, device=x_BD.device)
         x_BD = elmo_kernels.operand(x_BD, self._config.format)
-        for chunk in self.chunks:
+        for chunk in self._chunks.walk(changed=False):
             elmo_kernels.topk_merge_(scores_BK, ids_BK, chunk, x_BD)
         return scores_BK + self._prior, ids_BK
 
@@ -140,13 +138,21 @@ class ChunkedClassifier:
         return self._loss.probability(scores)
 
     def state_chunks(self) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-        """(first label, last label, tensors) of each chunk, one chunk in memory at a time."""
-        for chunk in self.chunks:
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in chunk_tensors(chunk).items()}
-            yield chunk.label_offset, chunk.label_offset + len(chunk.data_LD), tensors
+        """(first label, last label, tensors) of each chunk, valid until the next one: one chunk in memory at a time."""
+        for layout, chunk in self._chunks.walk_host():
+            yield layout.first, layout.last, {name: tensor.cpu() for name, tensor in chunk_tensors(chunk).items()}
+
+    def close(self) -> None:
+        """Free the memory of the chunks, end background threads and remove scratch files."""
+        self._chunks.close()
 
 
-def chunk_tensors(chunk: ChunkWeights) -> dict[str, Tensor]:
-    """The stored tensors of a chunk by name; each has one row a label."""
-    named = {"weight": chunk.data_LD, "exponent": chunk.exponent_LG, "compensation": chunk.comp_HD}
-    return {name: tensor for name, tensor in named.items() if tensor is not None and len(tensor)}
+def _restore_(chunk: ChunkWeights, weights: RowReader) -> None:
+    for name, tensor in chunk_tensors(chunk).items():
+        rows = weights(name, chunk.label_offset, chunk.label_offset + len(tensor))
+        if rows.dtype != tensor.dtype or rows.shape != tensor.shape:
+            raise CorruptError(
+                f"the checkpoint's {name!r} is {rows.dtype} {tuple(rows.shape)}, the configuration asks for "
+                f"{tensor.dtype} {tuple(tensor.shape)}; it belongs to another run."
+            )
+        tensor.copy_(rows)

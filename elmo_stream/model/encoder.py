@@ -156,8 +156,12 @@ class Encoder(nn.Module):
         return functional.dropout(x_BD, self._dropout, self.training)
 
 
-def create_encoder(config: EncoderConfig, *, vocab_size: int, max_length: int, tokenizer: Path, seed: int) -> Encoder:
-    """A new encoder, pretrained where ``config.name`` says so; ``tokenizer`` is the store's ``tokenizer.json``.
+def create_encoder(
+    config: EncoderConfig, *, vocab_size: int, max_length: int, tokenizer: Path | None, seed: int
+) -> Encoder:
+    """A new encoder, pretrained where ``config.name`` says so.
+
+    ``tokenizer`` is the store's ``tokenizer.json``, which must be the pretrained one's; None before there is a store.
 
     Raises:
         UserError: the model is not to be had, is not an encoder, or does not fit the store's tokenizer.
@@ -207,7 +211,7 @@ def restore_encoder(config: EncoderConfig, folder: Path, *, vocab_size: int, max
     return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config)
 
 
-def _load_pretrained(name: str, tokenizer: Path) -> Any:
+def _load_pretrained(name: str, tokenizer: Path | None) -> Any:
     from huggingface_hub import model_info
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
@@ -224,7 +228,8 @@ def _load_pretrained(name: str, tokenizer: Path) -> Any:
                 raise
             model_info(name, timeout=10)  # says at once that a name is wrong or the network is down
             model = AutoModel.from_pretrained(name, **options)
-        _check_tokenizer(name, folder, tokenizer)
+        if tokenizer is not None:
+            _check_tokenizer(name, folder, tokenizer)
     except UserError:
         raise
     except Exception as error:  # not found, no network, no safetensors, unknown architecture, damaged files, ...

@@ -21,7 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, cat, from_numpy
 
 from elmo_stream.errors import CorruptError, UserError
-from elmo_stream.files import check_files, list_files, new_folder, read_json, write_json_durably
+from elmo_stream.files import (
+    check_files,
+    file_entry,
+    flush_and_forget,
+    new_folder,
+    read_json,
+    write_json_durably,
+)
 
 FORMAT, VERSION = "elmo-stream-checkpoint", 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -59,25 +66,32 @@ def save_checkpoint(
         except CorruptError:
             _remove(final)
     with new_folder(final) as folder:
-        _save(encoder, folder / "encoder.safetensors")
-        _save(optimizer, folder / "optimizer.safetensors")
+        files = {
+            "encoder.safetensors": _save(encoder, folder / "encoder.safetensors"),
+            "optimizer.safetensors": _save(optimizer, folder / "optimizer.safetensors"),
+        }
         (folder / "classifier").mkdir()
         chunks = []
         for number, (first, last, tensors) in enumerate(classifier):
             name = f"classifier/chunk-{number:05d}.safetensors"
-            _save(tensors, folder / name)
+            files[name] = _save(tensors, folder / name)
             chunks.append({"file": name, "first_label": first, "last_label": last})
         write_json_durably(folder / "state.json", {**state, "step": step, "chunks": chunks})
-        body = {"format": FORMAT, "version": VERSION, "step": step, "files": list_files(folder)}
+        files["state.json"] = file_entry(folder / "state.json")
+        body = {"format": FORMAT, "version": VERSION, "step": step, "files": dict(sorted(files.items()))}
         write_json_durably(folder / "manifest.json", {**body, "sha256": _digest(body)})
     return final
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def _save(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Write a file, and flush it before the next one, so that no more than one waits in memory for the disk."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(errno.EIO, str(error), str(path)) from error
+    entry = file_entry(path)
+    flush_and_forget(path)
+    return entry
 
 
 def _remove(checkpoint: Path) -> None:

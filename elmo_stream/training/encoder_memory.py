@@ -57,6 +57,17 @@ def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: tor
     )
 
 
+def evaluation_bytes(encoder: Encoder, *, instances: int, length: int, device: torch.device) -> int:
+    """Peak of what a forward pass without gradients allocates."""
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    encoder.requires_grad_(False)
+    try:
+        return _peak_of_step(encoder, instances, length, device, accumulate=False)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def _state_bytes(config: Config) -> float:
     """Bytes of optimizer state a weight."""
     compensation = 2 if config.encoder.format != "fp32" and config.encoder.rounding == "kahan" else 0

@@ -14,17 +14,17 @@ from elmo_stream.config import LoaderConfig
 from elmo_stream.data.batch import Batch
 from elmo_stream.data.embeddings import Embeddings
 from elmo_stream.data.index import StoreIndex
-from elmo_stream.data.labels import LabelNames, inverse_propensity_L
+from elmo_stream.data.labels import InversePropensity, LabelNames
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.errors import UserError
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.encoder_step import embed
 from elmo_stream.training.metrics import RankingMetrics, drop_filtered
-from elmo_stream.training.run import Run, device_of_run, open_run, trained_model
+from elmo_stream.training.models import trained_model
+from elmo_stream.training.plan import EVALUATION_BATCH
+from elmo_stream.training.run import Run, device_of_run, open_run
 from elmo_stream.training.runlog import Report
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def evaluate_model(
     split: str,
     rows: tuple[int, int] | None,
     ks: Sequence[int],
-    inverse_propensity: NDArray[np.float64] | None,
+    inverse_propensity: InversePropensity | None,
     device: torch.device,
     filtered: FilterPairs = NO_PAIRS,
     embeddings: Embeddings | None = None,
@@ -75,7 +75,7 @@ def evaluate_model(
         store,
         split=split,
         rows=rows,
-        batch=BATCH,
+        batch=EVALUATION_BATCH,
         shuffle=False,
         block_labels=BLOCK_LABELS,
         config=LoaderConfig(),
@@ -130,23 +130,22 @@ def evaluate(
     device = device_of_run()
     at_step, encoder, classifier = trained_model(opened, step, device, report)
     info = opened.info
-    weights = inverse_propensity_L(
-        LabelNames(run / "labels").frequency_L,
-        info.train_instances,
-        info.propensity_a,
-        info.propensity_b,
-    )
-    metrics = evaluate_model(
-        encoder,
-        classifier,
-        store,
-        split=split,
-        rows=None,
-        ks=ks,
-        inverse_propensity=weights,
-        device=device,
-        filtered=filtered,
-    )
+    frequency_L = LabelNames(run / "labels").frequency_L
+    weights = InversePropensity(frequency_L, info.train_instances, info.propensity_a, info.propensity_b)
+    try:
+        metrics = evaluate_model(
+            encoder,
+            classifier,
+            store,
+            split=split,
+            rows=None,
+            ks=ks,
+            inverse_propensity=weights,
+            device=device,
+            filtered=filtered,
+        )
+    finally:
+        classifier.close()
     counts = index.splits[split]
     return {
         "split": split,

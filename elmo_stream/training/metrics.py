@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from elmo_stream.data.labels import InversePropensity
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -34,17 +36,17 @@ class RankingMetrics:
 
     Args:
         ks: the cut-offs, distinct and at least 1, in the order of the report.
-        inverse_propensity_L: float (L,), finite and positive, from the training split only; never copied.
-            None leaves out PSP and PSnDCG.
+        inverse_propensity_L: float (L,), finite and positive, from the training split only; never copied. An
+            ``InversePropensity`` forms those asked for. None leaves out PSP and PSnDCG.
 
     Raises:
         ValueError: no, repeated or non-positive cut-offs; propensities that are not a finite positive vector.
     """
 
-    def __init__(self, ks: Sequence[int], inverse_propensity_L: np.ndarray | None) -> None:
+    def __init__(self, ks: Sequence[int], inverse_propensity_L: np.ndarray | InversePropensity | None) -> None:
         if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
             raise ValueError(f"cut-offs must be distinct and at least 1, got {list(ks)}")
-        if inverse_propensity_L is not None:
+        if isinstance(inverse_propensity_L, np.ndarray):
             low, high = inverse_propensity_L.min(initial=1), inverse_propensity_L.max(initial=1)
             if inverse_propensity_L.ndim != 1 or not 0 < low <= high < np.inf:
                 raise ValueError("inverse propensities must be a vector of finite positive numbers")

@@ -15,10 +15,10 @@ from elmo_stream.data.readers import Fields, Part, check_format, read_part
 from elmo_stream.data.tokenize import Tokenizer
 from elmo_stream.errors import UserError
 from elmo_stream.system import fsync_path
-from elmo_stream.training.run import device_of_run, open_run, trained_model
+from elmo_stream.training.models import trained_model
+from elmo_stream.training.plan import EVALUATION_BATCH
+from elmo_stream.training.run import device_of_run, open_run
 from elmo_stream.training.runlog import Report
-
-BATCH = 256
 
 Prediction = list[tuple[str, float]]
 
@@ -40,6 +40,10 @@ class Predictor:
         self.step, self._encoder, self._classifier = trained_model(open_run(Path(run)), step, self._device, report)
         self._tokenizer = Tokenizer.load(Path(run) / "tokenizer")
         self._names = LabelNames(Path(run) / "labels")
+
+    def close(self) -> None:
+        """Free the memory, and remove the scratch files of a classifier that does not fit it."""
+        self._classifier.close()
 
     def __call__(self, texts: Sequence[str], k: int = 5) -> list[Prediction]:
         """The ``k`` best labels of each text as (name, probability), best first."""
@@ -94,13 +98,15 @@ def predict(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        predictor.close()
     fsync_path(out.parent)
     return count
 
 
 def _batches(predictor: Predictor, texts: Iterable[str], k: int) -> Iterator[list[Prediction]]:
     rest = iter(texts)
-    while batch := list(islice(rest, BATCH)):
+    while batch := list(islice(rest, EVALUATION_BATCH)):
         yield predictor(batch, k)
 
 

@@ -5,7 +5,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,11 +13,19 @@ import torch
 from elmo_stream.config import Config, EncoderConfig, load_config
 from elmo_stream.data.index import Files, StoreIndex, TokenizerEntry, decode
 from elmo_stream.errors import CorruptError, UserError
-from elmo_stream.files import check_files, fsync_tree, list_files, read_json, write_bytes_durably, write_json_durably
-from elmo_stream.model.classifier import ChunkedClassifier
+from elmo_stream.files import (
+    check_files,
+    copy_listed,
+    file_entry,
+    fsync_tree,
+    list_files,
+    read_json,
+    write_bytes_durably,
+    write_json_durably,
+)
 from elmo_stream.model.encoder import Encoder, create_encoder, restore_encoder, save_architecture
 from elmo_stream.system import available_cpus
-from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint
+from elmo_stream.training.checkpoint import Checkpoint
 
 FORMAT, VERSION = "elmo-stream-run", 1
 MAX_LENGTH = 1 << 16
@@ -58,6 +65,11 @@ class Run:
     path: Path
     config: Config
     info: RunInfo
+
+    @property
+    def published(self) -> bool:
+        """Whether the run exists for others."""
+        return (self.path / "run.json").is_file()
 
 
 def device_of_run() -> torch.device:
@@ -122,10 +134,9 @@ def lay_out_run(
     for name in (*_FOLDERS, "config.toml"):
         target = path / name
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-    for name in ("labels", "tokenizer"):
-        shutil.copytree(store / name, path / name)
-    check_files(path / "labels", index.labels.files)
-    check_files(path / "tokenizer", index.tokenizer.files)
+    laid_down = {"labels": index.labels.files, "tokenizer": index.tokenizer.files}
+    for name, listed in laid_down.items():
+        copy_listed(store / name, path / name, listed)
     save_architecture(encoder, path / "encoder")
     write_bytes_durably(path / "config.toml", config.to_toml().encode())
     fsync_tree(path)
@@ -145,7 +156,11 @@ def lay_out_run(
         validation_instances=valid,
         propensity_a=index.propensity.A,
         propensity_b=index.propensity.B,
-        files={name: entry for name, entry in list_files(path).items() if name != marker.name},
+        files={
+            **{f"{name}/{file}": entry for name, listed in laid_down.items() for file, entry in listed.items()},
+            **{f"encoder/{file}": entry for file, entry in list_files(path / "encoder").items()},
+            "config.toml": file_entry(path / "config.toml"),
+        },
     )
     return Run(path, config, info)
 
@@ -195,35 +210,3 @@ def load_encoder(run: Run, checkpoint: Checkpoint, config: EncoderConfig) -> Enc
         reason = str(error).strip().splitlines()[-1].strip()
         raise CorruptError(f"{checkpoint.folder}: its encoder does not fit the configuration: {reason}") from error
     return encoder
-
-
-def load_model(run: Run, checkpoint: Checkpoint, device: torch.device) -> tuple[Encoder, ChunkedClassifier]:
-    """Encoder and classifier with the weights of a checkpoint."""
-    encoder = load_encoder(run, checkpoint, run.config.encoder)
-    classifier = ChunkedClassifier(
-        run.info.labels,
-        encoder.dim,
-        run.config.classifier,
-        prior=run.info.prior,
-        seed=run.config.seed,
-        device=device,
-        weights=checkpoint.rows,
-    )
-    return encoder.to(device), classifier
-
-
-def trained_model(
-    run: Run, step: int | None, device: torch.device, report: Callable[[str], None]
-) -> tuple[int, Encoder, ChunkedClassifier]:
-    """(step, encoder, classifier) of a run's newest checkpoint, or that of ``step``, ready to predict.
-
-    Raises:
-        UserError: there is no checkpoint yet, or none of that step.
-    """
-    prepare_torch(run.config.threads)
-    checkpoint = load_checkpoint(run.path, step, report=report)
-    if checkpoint is None:
-        raise UserError(f"{run.path}: has no checkpoint yet; finish training with `elmo-stream resume {run.path}`.")
-    encoder, classifier = load_model(run, checkpoint, device)
-    encoder.eval()
-    return checkpoint.step, encoder, classifier

@@ -8,34 +8,40 @@ GPUs see docs/numerics.md).
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import elmo_kernels
 import torch
 from elmo_kernels import BLOCK_LABELS
 
-from elmo_stream.config import Config
+from elmo_stream.config import Config, with_memory
 from elmo_stream.data.batch import Batch
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.loader import StreamLoader
-from elmo_stream.errors import CorruptError, UserError
+from elmo_stream.errors import CorruptError, UserError, out_of_memory
 from elmo_stream.files import check_files, locked
-from elmo_stream.model.classifier import ChunkedClassifier, RowReader
+from elmo_stream.model.classifier import RowReader
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.model.fp8_linear import require_fp8, use_fp8_
+from elmo_stream.model.placement import chunk_size
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from elmo_stream.training.embedding_cache import EmbeddingCache, open_embedding_cache
 from elmo_stream.training.encoder_step import EncoderStep, cut_batch
 from elmo_stream.training.evaluate import evaluate_model
+from elmo_stream.training.models import make_classifier, require_room, scratch_folder
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
+from elmo_stream.training.plan import Plan
+from elmo_stream.training.planning import DataSizes, make_plan
 from elmo_stream.training.run import (
     Run,
     device_of_run,
     lay_out_run,
-    load_model,
+    load_encoder,
     new_encoder,
     open_run,
     prepare_torch,
@@ -48,14 +54,24 @@ LOG_STEPS = 50
 VALIDATION_KS = (1, 3, 5)
 
 
-def train(store: Path, out: Path, config: Config, *, init_from: Path | None = None, report: Report = print) -> int:
+def train(
+    store: Path,
+    out: Path,
+    config: Config,
+    *,
+    init_from: Path | None = None,
+    on_oom: str | None = None,
+    report: Report = print,
+) -> int:
     """Train a new run; returns 0, or 128 + the number of the signal that ended it after a checkpoint.
 
     Args:
         init_from: a run whose weights the new one begins with; see ``training/warm_start.py``.
+        on_oom: "shrink" goes on from the last checkpoint with smaller chunks when memory runs out.
 
     Raises:
-        UserError: bad store or configuration, a run in ``out`` already, or weights that became non-finite.
+        UserError: bad store or configuration, a run in ``out`` already, weights that became non-finite, or memory that
+            does not suffice.
         LockedError: another process trains in ``out``.
     """
     prepare_torch(config.threads)
@@ -66,25 +82,35 @@ def train(store: Path, out: Path, config: Config, *, init_from: Path | None = No
     start = WarmStart(init_from, store, index, config, report) if init_from is not None else None
     encoder = start.encoder if start else new_encoder(store, config, index.tokenizer)
     with locked(out):
+        sizes = DataSizes.of_store(index, config)
+        scratch = Path(config.memory.disk or out / "scratch")
+        plan = make_plan(sizes, config, encoder, device=device_of_run(), scratch=scratch)
+        require_room(plan, report)
         run = lay_out_run(out, store, index, config, encoder, prior=start.prior if start else None)
-        trainer = _Trainer(run, report, encoder=encoder, weights=start)
-        if start:
-            trainer.save()  # from which a run that is killed before its first step goes on
-        publish_run(run)
-        return trainer.fit()
+        return _fit(run, report, encoder=encoder, weights=start, plan=plan, on_oom=on_oom)
 
 
-def resume(path: Path, store: Path | None = None, *, report: Report = print) -> int:
+def resume(
+    path: Path,
+    store: Path | None = None,
+    *,
+    memory: Sequence[str] = (),
+    on_oom: str | None = None,
+    report: Report = print,
+) -> int:
     """Continue a run from its last whole checkpoint, or from step 0; returns what ``train`` returns.
 
     Args:
         store: where the store of the run is now, if it was moved.
+        memory: ``memory.key=value``, other budgets than the run began with; they change no result.
+        on_oom: see ``train``.
 
     Raises:
-        UserError: no run here, or its store is gone or was replaced.
+        UserError: no run here, its store is gone or was replaced, or memory that does not suffice.
         LockedError: another process trains here.
     """
     run = open_run(path)
+    run = replace(run, config=with_memory(run.config, memory))
     prepare_torch(run.config.threads)
     with locked(path):
         checkpoint = load_checkpoint(path, report=report)
@@ -92,7 +118,38 @@ def resume(path: Path, store: Path | None = None, *, report: Report = print) -> 
             report(f"{path}: finished already, at step {checkpoint.step:,}.")
             return 0
         report(f"{path}: resuming at step {checkpoint.step if checkpoint else 0:,}.")
-        return _Trainer(run, report, store=store, checkpoint=checkpoint).fit()
+        return _fit(run, report, store=store, checkpoint=checkpoint, on_oom=on_oom)
+
+
+def _fit(run: Run, report: Report, *, on_oom: str | None, **parts: Any) -> int:
+    """Train to the end; when memory runs out, go on from the last checkpoint with smaller chunks, or say why not."""
+    while True:
+        trainer = _Trainer(run, report, **parts)
+        try:
+            return trainer.fit()
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            table, chunk_labels = trainer.plan.table(), trainer.plan.chunks.largest_labels
+        finally:
+            trainer.close()
+        del trainer
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        report(table)
+        if on_oom != "shrink" or chunk_labels <= BLOCK_LABELS:
+            raise UserError(
+                "out of memory, in spite of the plan above; the keys beside its largest rows lower it, or another "
+                "process took the memory. The checkpoints are whole: go on with `elmo-stream resume "
+                f"{run.path} --on-oom shrink`, or with --set memory.device=... below what is free."
+            )
+        smaller = chunk_size(chunk_labels // 2)
+        report(f"out of memory; going on from the last checkpoint with chunks of {smaller:,} labels.")
+        run = replace(run, config=replace(run.config, classifier=replace(run.config.classifier, chunk_labels=smaller)))
+        if run.published:
+            parts = {"store": parts.get("store"), "checkpoint": load_checkpoint(run.path, report=report)}
+        else:  # nothing was trained yet
+            parts.pop("plan", None)
 
 
 class _Trainer:
@@ -103,6 +160,7 @@ class _Trainer:
         *,
         store: Path | None = None,
         encoder: Encoder | None = None,
+        plan: Plan | None = None,
         weights: RowReader | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
@@ -118,23 +176,14 @@ class _Trainer:
         self.device = device_of_run()
         self.step = 0
         if checkpoint is not None:
-            self.encoder, self.classifier = load_model(run, checkpoint, self.device)
-        else:
-            encoder = encoder or new_encoder(run.path, self.config, run.info)
-            self.encoder = encoder.to(self.device)
-            self.classifier = ChunkedClassifier(
-                run.info.labels,
-                encoder.dim,
-                self.config.classifier,
-                prior=run.info.prior,
-                seed=self.config.seed,
-                device=self.device,
-                weights=weights,
-            )
-        if self.config.encoder.format == "fp8":
-            require_fp8(self.device)
-            use_fp8_(self.encoder.body)
-        self.optimizer = build_optimizer(self.encoder, self.config.optimizer, rounding=self.config.encoder.rounding)
+            encoder, weights = load_encoder(run, checkpoint, self.config.encoder), checkpoint.rows
+        elif encoder is None:
+            encoder = new_encoder(run.path, self.config, run.info)
+        if plan is None:
+            sizes = DataSizes.of_store(self.index, self.config)
+            plan = make_plan(sizes, self.config, encoder, device=self.device, scratch=scratch_folder(run))
+            require_room(plan, report)
+        self.plan, self.encoder, self._weights, self._checkpoint = plan, encoder, weights, checkpoint
         self.loader = StreamLoader(
             self.store,
             rows=(0, run.info.instances),
@@ -147,11 +196,27 @@ class _Trainer:
         self.total_steps = self.config.train.steps or self.config.train.epochs * self.loader.batches_per_epoch
         self.cache: EmbeddingCache | None = None
         self.signal: int | None = None
-        if checkpoint is not None:
-            self._restore(checkpoint)
+        self._open = ExitStack()
+
+    def _allocate(self) -> None:
+        """Everything large, at the places of the plan; a new run exists from then on."""
+        self.encoder.to(self.device)
+        self.classifier = make_classifier(self.run, self.plan, self._weights, self.device)
+        self._open.callback(self.classifier.close)
+        if self.config.encoder.format == "fp8":
+            require_fp8(self.device)
+            use_fp8_(self.encoder.body)
+        self.optimizer = build_optimizer(self.encoder, self.config.optimizer, rounding=self.config.encoder.rounding)
+        if self._checkpoint is not None:
+            self._restore(self._checkpoint)
+        if not self.run.published:
+            if self._weights is not None:
+                self.save()  # from which a run that is killed before its first step goes on
+            publish_run(self.run)
 
     def fit(self) -> int:
         """Train to the last step, or until a signal; a checkpoint is written either way."""
+        self._allocate()
         self._say_what_is_used()
         if self.config.encoder.frozen:
             self.encoder.eval()
@@ -181,6 +246,10 @@ class _Trainer:
             return 128 + self.signal
         self.report(f"finished: step {self.step:,}, saved {path}")
         return 0
+
+    def close(self) -> None:
+        """Free the memory of the classifier and remove its scratch files."""
+        self._open.close()
 
     def train_step(self, batch: Batch, log: RunLog) -> None:
         """One step: embeddings, all chunks of the classifier, then the encoder."""
@@ -294,7 +363,8 @@ class _Trainer:
             f"device {name} (kernels: {elmo_kernels.backend_name(self.device)}, "
             f"{torch.get_num_threads()} CPU threads); {self.loader.instances:,} instances, {info.labels:,} labels x "
             f"{self.classifier.dim} features in {self.config.classifier.format}, "
-            f"{len(self.classifier.chunks)} chunks; steps {self.step:,} to {self.total_steps:,}"
+            f"{len(self.plan.chunks.layouts)} chunks ({self.plan.places_text()}); "
+            f"steps {self.step:,} to {self.total_steps:,}"
         )
 
 

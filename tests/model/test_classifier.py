@@ -1,6 +1,5 @@
 """The classifier is one matrix to its user: chunks change memory, not a bit of the result."""
 
-import itertools
 import math
 
 import numpy as np
@@ -11,7 +10,7 @@ from elmo_kernels import BLOCK_LABELS, dequantize
 from elmo_stream.config import ClassifierConfig
 from elmo_stream.data.batch import Positives, sort_positives
 from elmo_stream.errors import UserError
-from elmo_stream.model.classifier import ChunkedClassifier, plan_chunks
+from elmo_stream.model.classifier import ChunkedClassifier
 
 LABELS, DIM, BATCH = 4500, 32, 9
 CPU = torch.device("cpu")
@@ -30,7 +29,7 @@ def _batch(step: int) -> tuple[torch.Tensor, Positives]:
 
 
 def _weights(classifier: ChunkedClassifier) -> torch.Tensor:
-    return torch.cat([dequantize(chunk) for chunk in classifier.chunks])
+    return torch.cat([dequantize(chunk) for chunk in classifier._chunks.walk(changed=False)])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_chunk_size_changes_no_bit(keys: dict[str, object]) -> None:
             x_BD, positives = _batch(step)
             dx_BD, loss = classifier.train_step(x_BD, positives, lr=0.1, step=step, want_loss=True)
         results.append((_weights(classifier), dx_BD, loss, *classifier.topk(x_BD, 7)))
-    assert len({len(_classifier(chunk_labels=size).chunks) for size in (1000, 4096, LABELS)}) == 3
+    assert len({len(_classifier(chunk_labels=size).plan.layouts) for size in (1000, 4096, LABELS)}) == 3
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -118,10 +117,9 @@ def test_saved_rows_restore_every_format_in_other_chunks() -> None:
             weights=lambda name, first, last, saved=saved: saved[name][first:last],
         )
         assert torch.equal(_weights(restored), _weights(classifier))
-        assert torch.equal(
-            torch.cat([c.comp_HD for c in restored.chunks if c.comp_HD is not None] or [torch.empty(0)]),
-            torch.cat([c.comp_HD for c in classifier.chunks if c.comp_HD is not None] or [torch.empty(0)]),
-        )
+        again = [tensors for _, _, tensors in restored.state_chunks()]
+        for name, tensor in saved.items():
+            assert torch.equal(torch.cat([tensors[name] for tensors in again if name in tensors]), tensor)
 
 
 def test_logits_start_at_the_share_of_positives() -> None:
@@ -139,11 +137,3 @@ def test_logits_start_at_the_share_of_positives() -> None:
 def test_an_odd_embedding_is_refused() -> None:
     with pytest.raises(UserError, match="multiple of 16"):
         ChunkedClassifier(10, 20, ClassifierConfig(), prior=0.5, seed=0, device=CPU)
-
-
-def test_chunks_cover_all_labels_in_whole_blocks() -> None:
-    for labels in (1, 1023, 1024, 1025, 100_000_000):
-        for wanted in (0, 1, 1000, 4096, labels):
-            chunks = plan_chunks(labels, wanted)
-            assert chunks[0][0] == 0 and chunks[-1][1] == labels
-            assert all(a[1] == b[0] and a[1] % BLOCK_LABELS == 0 for a, b in itertools.pairwise(chunks))

@@ -1,0 +1,243 @@
+"""Makes the plan of a run: one function a part of the memory, and the placement of the chunks in what is left.
+
+A new part of the memory is a row in one of the functions ``_..._rows``.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from elmo_kernels import BLOCK_LABELS
+from elmo_kernels.types import DIM_MULTIPLE
+
+from elmo_stream.config import Config, LoaderConfig, parse_size
+from elmo_stream.data.index import StoreIndex
+from elmo_stream.data.order import WINDOW_SHARDS
+from elmo_stream.model.encoder import Encoder
+from elmo_stream.model.placement import DEFAULT_CHUNK_LABELS, DEVICE, MAPPED, PINNED, ChunkPlan, plan_chunks
+from elmo_stream.system import free_memory_bytes, resident_bytes
+from elmo_stream.training.encoder_memory import encoder_memory, evaluation_bytes
+from elmo_stream.training.plan import ALWAYS, DISK, EVALUATION_BATCH, HOST, RUN, Plan, Row
+from elmo_stream.training.rates import measure_rates, one_chunk_step
+from elmo_stream.training.run import instances_per_epoch
+
+FREE_SHARE = 0.9
+# Label blocks whose input gradients a GPU holds at a time, and bytes a logit of its top-k merge.
+GPU_SLAB_BLOCKS, GPU_TOPK_BYTES = 64, 36
+START, CLASSIFIER, BACKWARD = "start", "classifier", "backward"
+EVALUATION, CHECKPOINT = "evaluation", "checkpoint"
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """What a plan needs to know of the data: counts, and the largest shard in memory."""
+
+    labels: int
+    train_instances: int
+    instances: int
+    vocab_size: int
+    max_length: int
+    mean_tokens: float
+    positives_per_instance: float
+    shards: int
+    shard_rows: int
+
+    @classmethod
+    def of_store(cls, index: StoreIndex, config: Config) -> "DataSizes":
+        """Sizes of a store's training split."""
+        train = index.splits["train"]
+        return cls(
+            labels=index.labels.count,
+            train_instances=train.instances,
+            instances=instances_per_epoch(index, config),
+            vocab_size=index.tokenizer.vocab_size,
+            max_length=index.tokenizer.max_length,
+            mean_tokens=train.tokens / train.instances,
+            positives_per_instance=train.positives / train.instances,
+            shards=len(train.shards),
+            shard_rows=max(shard.rows for shard in train.shards),
+        )
+
+    @classmethod
+    def supposed(cls, labels: int, instances: int, *, vocab_size: int, max_length: int = 128) -> "DataSizes":
+        """Sizes of data whose store is not at hand: full texts, five labels each, shards of 65,536 instances."""
+        rows = min(instances, 65536)
+        return cls(labels, instances, instances, vocab_size, max_length, max_length, 5.0, -(-instances // rows), rows)
+
+
+def make_plan(
+    sizes: DataSizes,
+    config: Config,
+    encoder: Encoder,
+    *,
+    device: torch.device,
+    scratch: Path,
+    training: bool = True,
+    calibrate: bool = False,
+) -> Plan:
+    """Plan a training, or evaluation and prediction alone, from sizes and budgets; allocates nothing large.
+
+    Args:
+        encoder: with its weights, or on the device "meta".
+        scratch: folder for the files of mapped chunks; need not exist.
+        calibrate: also measure how fast this machine is, in some seconds, and predict the time of a step.
+    """
+    budget = _budgets(config, device)
+    fixed = [*_process_rows(config, encoder, device), *_encoder_rows(config, encoder, sizes, device, training)]
+    fixed += _loader_rows(config, sizes, device, training)
+    chosen = config.classifier.chunk_labels
+    tried = [chosen] if chosen else [DEFAULT_CHUNK_LABELS >> shift for shift in range(6)]
+    for chunk_labels in tried:
+        rule = replace(config.classifier, chunk_labels=chunk_labels)
+        everything = plan_chunks(sizes.labels, encoder.dim, rule)
+        rows = [*fixed, *_step_rows(config, everything, device, training)]
+        empty = Plan(everything, sizes.labels, encoder.dim, config.train.batch, 0, 0, 0, tuple(rows), {})
+        room = {where: limit - empty.peak(where) for where, limit in budget.items()}
+        chunks = plan_chunks(sizes.labels, encoder.dim, rule, device_room=room[DEVICE], host_room=room.get(HOST))
+        per_epoch = -(-sizes.instances // config.train.batch)
+        plan = replace(
+            empty,
+            chunks=chunks,
+            instances=sizes.instances,
+            steps_per_epoch=per_epoch,
+            steps=config.train.steps or config.train.epochs * per_epoch,
+            rows=(*_classifier_rows(chunks, device), *rows, *_run_rows(config, everything, encoder, training)),
+            budget=budget | ({DISK: shutil.disk_usage(_existing(scratch)).free} if chunks.at(MAPPED) else {}),
+        )
+        if not plan.lacks():
+            break
+    if not calibrate or plan.lacks():
+        return plan
+    place = _existing(scratch) if plan.chunks.at(MAPPED) else None
+    text = (max(1, round(sizes.mean_tokens)), sizes.vocab_size)
+    rates = measure_rates(config, dim=encoder.dim, device=device, encoder=encoder, text=text, scratch=place)
+    return replace(plan, rates=rates)
+
+
+def _budgets(config: Config, device: torch.device) -> dict[str, int]:
+    memory = config.memory
+    given = parse_size("memory.device", memory.device), parse_size("memory.host", memory.host)
+    free = resident_bytes() + int(FREE_SHARE * free_memory_bytes())
+    if device.type == "cpu":
+        return {DEVICE: min([size for size in given if size] or [free])}
+    return {DEVICE: given[0] or int(FREE_SHARE * torch.cuda.mem_get_info(device)[0]), HOST: given[1] or free}
+
+
+def _host(device: torch.device) -> str:
+    return DEVICE if device.type == "cpu" else HOST
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path())
+
+
+def _process_rows(config: Config, encoder: Encoder, device: torch.device) -> Iterator[Row]:
+    """What this process has already, after everything is loaded that training will load."""
+    import zarr  # noqa: F401
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+    threads = torch.get_num_threads()
+    one_chunk_step(config, DIM_MULTIPLE, device, BLOCK_LABELS, 2)()
+    torch.set_num_threads(threads)  # Numba, when it starts, sets the number for all that use OpenMP
+    weights = sum(p.untyped_storage().nbytes() for p in encoder.parameters() if p.device.type == "cpu")
+    yield Row("interpreter, libraries, kernels", _host(device), ALWAYS, max(0, resident_bytes() - weights))
+
+
+def _classifier_rows(chunks: ChunkPlan, device: torch.device) -> Iterator[Row]:
+    names = {"weight": "weights", "exponent": "exponents", "compensation": "Kahan compensation"}
+    where = {DEVICE: DEVICE, PINNED: HOST, MAPPED: DISK}
+    keys = {"weight": "classifier.format", "exponent": "", "compensation": "classifier.kahan_head"}
+    for place in (DEVICE, PINNED, MAPPED):
+        for name, title in names.items():
+            size = sum(chunks.layouts[number].sizes.get(name, 0) for number in chunks.at(place))
+            yield Row(f"classifier {title}, {place}", where[place], ALWAYS, size, keys[name])
+    staging = "classifier.chunk_labels"
+    if device.type == "cpu":
+        yield Row("staging buffers", DEVICE, ALWAYS, chunks.staging_bytes(MAPPED), staging)
+    else:
+        yield Row("staging buffers", DEVICE, ALWAYS, chunks.staging_bytes(PINNED, MAPPED), staging)
+        yield Row("staging buffers of mapped chunks", HOST, ALWAYS, chunks.staging_bytes(MAPPED), staging)
+
+
+def _step_rows(config: Config, chunks: ChunkPlan, device: torch.device, training: bool) -> Iterator[Row]:
+    """What the kernels take for one chunk, and reading and writing checkpoints chunk by chunk."""
+    batch, dim, labels = config.train.batch, chunks.layouts[0].dim, chunks.largest_labels
+    largest = max(layout.bytes for layout in chunks.layouts)
+    block = min(labels, BLOCK_LABELS)
+    if training:
+        keys = "train.batch, classifier.chunk_labels"
+        yield Row("gradient of the logits of one chunk", DEVICE, CLASSIFIER, labels * batch * 4, keys)
+        if device.type == "cuda":
+            slab = min(-(-labels // BLOCK_LABELS), GPU_SLAB_BLOCKS)
+            yield Row("partial sums of the input gradient", DEVICE, CLASSIFIER, slab * batch * dim * 4, "train.batch")
+        else:
+            temporary = block * (4 * dim + 3 * batch) * 4 + 4 * batch * dim * 4
+            yield Row("temporaries of one block of labels", DEVICE, CLASSIFIER, temporary, "train.batch")
+        yield Row("checkpoint: one chunk", _host(device), CHECKPOINT, 2 * largest, "classifier.chunk_labels")
+    # Random bits are int64, two a weight, with some temporaries.
+    fill = largest + block * dim * 8 * 8
+    yield Row(
+        "first weights or those of a checkpoint: one chunk", _host(device), START, fill, "classifier.chunk_labels"
+    )
+    logits = block * EVALUATION_BATCH * (GPU_TOPK_BYTES * 8 if device.type == "cuda" else 4) + 2 * block * dim * 4
+    yield Row("top-k of one block of labels", DEVICE, EVALUATION, logits)
+
+
+def _encoder_rows(
+    config: Config, encoder: Encoder, sizes: DataSizes, device: torch.device, training: bool
+) -> Iterator[Row]:
+    length = -(-sizes.max_length // 8) * 8
+    size_keys = "encoder.dim, encoder.bigrams" if config.encoder.kind == "bag" else "encoder.name, encoder.format"
+    memory = encoder_memory(encoder, config, length=length, device=device)
+    yield Row("encoder weights", DEVICE, ALWAYS, memory.weights, size_keys)
+    evaluation = evaluation_bytes(encoder, instances=EVALUATION_BATCH, length=length, device=device)
+    yield Row("evaluation: activations of the encoder", DEVICE, EVALUATION, evaluation)
+    if not training:
+        return
+    keys = "train.batch, train.micro_batch, encoder.checkpointing"
+    yield Row("encoder optimizer state", DEVICE, ALWAYS, memory.optimizer, "optimizer.states, encoder.frozen")
+    for phase in (CLASSIFIER, BACKWARD):
+        yield Row("encoder activations", DEVICE, phase, memory.activations, keys)
+    yield Row("encoder gradients", DEVICE, BACKWARD, memory.gradients, "encoder.frozen")
+    written = max(memory.weights, memory.optimizer)
+    yield Row("checkpoint: encoder and optimizer", _host(device), CHECKPOINT, written)
+
+
+def _loader_rows(config: Config, sizes: DataSizes, device: torch.device, training: bool) -> Iterator[Row]:
+    rules = LoaderConfig()
+    shards, batches = _loader_bytes(sizes, rules, EVALUATION_BATCH, windows=1)
+    yield Row("evaluation: loader", _host(device), EVALUATION, shards + batches)
+    if training:
+        shards, batches = _loader_bytes(sizes, config.loader, config.train.batch, windows=2)
+        yield Row("loader: shards of two windows", _host(device), ALWAYS, shards, "(shard --rows-per-shard)")
+        yield Row(
+            "loader: batches ahead", _host(device), ALWAYS, batches, "loader.prefetch, loader.bucket, train.batch"
+        )
+
+
+def _loader_bytes(sizes: DataSizes, rule: LoaderConfig, batch: int, *, windows: int) -> tuple[int, int]:
+    """(bytes of cached shards, bytes of prepared batches)."""
+    row = sizes.mean_tokens * 2 + 16 + sizes.positives_per_instance * 8
+    cached = min(sizes.shards, windows * WINDOW_SHARDS)
+    order = 4 * 8 * min(sizes.shards, WINDOW_SHARDS) * sizes.shard_rows
+    instance = sizes.mean_tokens * 9 + 8 + sizes.positives_per_instance * 20
+    blocks = -(-sizes.labels // BLOCK_LABELS)
+    group = rule.bucket * 8 * blocks + min(rule.bucket * batch, sizes.train_instances) * instance
+    groups = rule.prefetch + 1 + max(1, rule.workers)
+    return int((cached + 1) * sizes.shard_rows * row + order), int(groups * group)
+
+
+def _run_rows(config: Config, chunks: ChunkPlan, encoder: Encoder, training: bool) -> Iterator[Row]:
+    if training:
+        weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
+        one = chunks.bytes_at(DEVICE) + 3 * weights
+        yield Row(
+            "checkpoints kept, and the one being written",
+            RUN,
+            ALWAYS,
+            (config.checkpoint.keep + 1) * one,
+            "checkpoint.keep",
+        )

@@ -1,0 +1,222 @@
+"""How fast this machine is: a calibration of seconds, from which a plan predicts the time of a step.
+
+The kernels, the encoder and the disk are run as training will run them, on small pieces.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import elmo_kernels
+import torch
+from elmo_kernels import BLOCK_LABELS, Positives
+
+from elmo_stream.config import Config, parse_size
+from elmo_stream.errors import UserError
+from elmo_stream.model.chunk_layout import aligned_memory
+from elmo_stream.model.encoder import Encoder
+from elmo_stream.model.scratch import ScratchFiles
+from elmo_stream.training.optim import build_optimizer
+
+PROBE_BLOCKS, PROBE_WEIGHTS = 8, 1 << 22
+PROBE_SECONDS = 0.4
+PROBE_FILES, PROBE_FILE_BYTES = 8, 16 << 20
+ENCODER_PROBE = 16
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a step's time is made of; None is unknown and counts as no time.
+
+    Attributes:
+        flops: per second, in the classifier's matrix products.
+        weights: classifier weights per second that are decoded, updated, rounded and stored, without the products.
+        disk_read, disk_write: bytes per second with both at once, past the page cache.
+        to_device, from_device: bytes per second between page-locked memory and a GPU, with both at once.
+        encoder_instances: instances per second of the encoder's forward and backward pass.
+        encoder_fixed: seconds of a step's encoder that do not depend on the batch, the optimizer's mostly.
+    """
+
+    flops: float | None = None
+    weights: float | None = None
+    disk_read: float | None = None
+    disk_write: float | None = None
+    to_device: float | None = None
+    from_device: float | None = None
+    encoder_instances: float | None = None
+    encoder_fixed: float | None = None
+
+    def with_given(self, given: Sequence[str]) -> "Rates":
+        """These rates with some replaced by ``name=value``; sizes may have units.
+
+        Raises:
+            UserError: an unknown name, or no positive number.
+        """
+        names = [field.name for field in fields(self)]
+        values = {}
+        for text in given:
+            name, _, value = text.partition("=")
+            if name not in names:
+                raise UserError(f"--rate {text}: expected NAME=VALUE with one of the names {', '.join(names)}.")
+            try:
+                values[name] = float(value)
+            except ValueError:
+                values[name] = float(parse_size(f"--rate {name}", value) or 0)
+            if not values[name] > 0:
+                raise UserError(f"--rate {text}: must be above 0.")
+        return replace(self, **values)
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The rates by name."""
+        return asdict(self)
+
+
+def measure_rates(
+    config: Config, *, dim: int, device: torch.device, encoder: Encoder, text: tuple[int, int], scratch: Path | None
+) -> Rates:
+    """Measure this machine, in some seconds.
+
+    Args:
+        encoder: with its weights, or on the device "meta", where its time stays unknown.
+        text: usual tokens of an instance, and size of the vocabulary.
+        scratch: an existing folder on the disk of the mapped chunks, None where there are none.
+    """
+    labels = BLOCK_LABELS * max(1, min(PROBE_BLOCKS, PROBE_WEIGHTS // (BLOCK_LABELS * dim)))
+
+    def chunk_seconds(batch: int) -> float:
+        return _best(one_chunk_step(config, dim, device, labels, batch), device)
+
+    fixed, each = _per_instance(chunk_seconds, config.train.batch)
+    rates = Rates(flops=6 * dim * labels / each if each > 0 else None, weights=labels * dim / max(fixed, 1e-9))
+    if next(encoder.parameters()).device.type != "meta":
+        most = ENCODER_PROBE if config.encoder.kind == "transformer" else config.train.batch
+        batch = max(2, min(config.train.batch, most))
+        step = _encoder_step(config, encoder, *text)
+        fixed, each = _per_instance(step, batch)
+        rates = replace(rates, encoder_fixed=max(fixed, 1e-6), encoder_instances=1 / max(each, 1e-9))
+    if scratch is not None:
+        read, write = _disk_rates(scratch)
+        rates = replace(rates, disk_read=read, disk_write=write)
+    if device.type == "cuda":
+        into, out = _copy_rates(device)
+        rates = replace(rates, to_device=into, from_device=out)
+    return rates
+
+
+def _per_instance(seconds: Callable[[int], float], batch: int) -> tuple[float, float]:
+    """(seconds that do not depend on the batch, seconds per instance), from the batch and half of it."""
+    half = max(1, batch // 2)
+    whole, part = seconds(batch), seconds(half)
+    each = max(0.0, (whole - part) / (batch - half)) if batch > half else 0.0
+    return max(0.0, whole - each * batch), each
+
+
+def _best(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the fastest of some runs."""
+    best, begin = float("inf"), time.perf_counter()
+    run()  # compiles, or fills caches
+    while True:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - begin > PROBE_SECONDS and best < float("inf"):
+            return best
+
+
+@dataclass(slots=True)
+class _NoPositives:
+    label_P: torch.Tensor
+    instance_P: torch.Tensor
+    weight_P: torch.Tensor
+    block_ptr: torch.Tensor
+
+
+def one_chunk_step(config: Config, dim: int, device: torch.device, labels: int, batch: int) -> Callable[[], Any]:
+    """A function that does what a step does with one chunk of random weights; its first call loads the kernels."""
+    rule = config.classifier
+    chunk = elmo_kernels.make_chunk(rule.format, labels, dim, 0, seed=0, std=rule.init_std, device=device)
+    x_BD = torch.randn(batch, dim, generator=torch.Generator().manual_seed(0)).to(device)
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    blocks = torch.zeros(labels // BLOCK_LABELS + 2, dtype=torch.int64, device=device)
+    positives: Positives = _NoPositives(none, none, none.float(), blocks)
+    flags, dx_BD = torch.zeros(2, dtype=torch.int64, device=device), torch.zeros_like(x_BD)
+    operand = elmo_kernels.operand(x_BD, rule.format)
+    rounding = "stochastic" if rule.rounding == "kahan" else rule.rounding
+
+    def step() -> None:
+        scalars = elmo_kernels.step_scalars(device, lr=1e-3, weight_decay=rule.weight_decay, seed=0, step=0)
+        g_LB, _ = elmo_kernels.logit_grad(chunk, operand, positives, loss=rule.loss, prior=-5.0)
+        elmo_kernels.update_with_(chunk, g_LB, operand, dx_BD, scalars=scalars, rounding=rounding, flags=flags)
+
+    return step
+
+
+def _encoder_step(config: Config, encoder: Encoder, tokens: int, vocabulary: int) -> Callable[[int], float]:
+    device = next(encoder.parameters()).device
+    optimizer = build_optimizer(encoder, replace(config.optimizer, encoder_lr=0.0, weight_decay=0.0))
+
+    def seconds(batch: int) -> float:
+        ids_BT = torch.randint(vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
+        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+
+        def step() -> None:
+            with torch.set_grad_enabled(optimizer is not None):
+                x_BD = encoder(ids_BT, mask_BT)
+            if optimizer is not None:
+                x_BD.backward(torch.zeros_like(x_BD))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+        return _best(step, device)
+
+    return seconds
+
+
+def _disk_rates(folder: Path) -> tuple[float, float]:
+    """Bytes per second of reading and writing at once."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="calibration-") as place:
+        files = ScratchFiles(Path(place))
+        try:
+            buffers = [aligned_memory(PROBE_FILE_BYTES, torch.device("cpu")) for _ in range(2)]
+            for number in range(PROBE_FILES):
+                files.create(number, PROBE_FILE_BYTES)
+                files.write(number, buffers[0])
+            seconds = [0.0, 0.0]
+
+            def move(way: int) -> None:
+                start = time.perf_counter()
+                for number in range(way, PROBE_FILES, 2):
+                    (files.write if way else files.read_into)(number, buffers[way])
+                seconds[way] = time.perf_counter() - start
+
+            threads = [threading.Thread(target=move, args=(way,)) for way in (0, 1)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            files.close()
+    return tuple(PROBE_FILES // 2 * PROBE_FILE_BYTES / max(each, 1e-9) for each in seconds)  # type: ignore[return-value]
+
+
+def _copy_rates(device: torch.device) -> tuple[float, float]:
+    """Bytes per second to and from a GPU, both at once, from page-locked memory."""
+    size = 64 << 20
+    host = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    there = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
+    streams = [torch.cuda.Stream(device) for _ in range(2)]
+
+    def copy() -> None:
+        with torch.cuda.stream(streams[0]):
+            there[0].copy_(host[0], non_blocking=True)
+        with torch.cuda.stream(streams[1]):
+            host[1].copy_(there[1], non_blocking=True)
+
+    rate = size / _best(copy, device)
+    return rate, rate
