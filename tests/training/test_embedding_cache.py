@@ -17,7 +17,8 @@ from elmo_stream.errors import CorruptError
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.checkpoint import load_checkpoint
 from elmo_stream.training.evaluate import evaluate
-from elmo_stream.training.run import open_run, trained_model
+from elmo_stream.training.models import trained_model
+from elmo_stream.training.run import open_run
 from elmo_stream.training.trainer import resume, train
 from tests.cli_helpers import assert_refused, run_cli
 
