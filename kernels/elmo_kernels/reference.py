@@ -41,8 +41,9 @@ class Step:
 
 def read_scalars(scalars: Tensor) -> Step:
     """The numbers in a tensor of ``elmo_kernels.step_scalars``; on a GPU this waits for it."""
-    stream, lr, keep = scalars.tolist()
-    return Step(*(torch.tensor([lr, keep]).to(torch.int32).view(torch.float32).tolist()), stream)
+    stream, *patterns = scalars.tolist()
+    lr, keep = torch.tensor(patterns).to(torch.int32).view(torch.float32).tolist()
+    return Step(lr, keep, stream)
 
 
 def label_blocks(w: ChunkWeights) -> Iterator[slice]:
@@ -63,7 +64,7 @@ def products(fmt: str) -> Iterator[None]:
     Where the CPU has matrix units for bf16 (AMX), operands are rounded to it and sums stay FP32, as on a GPU;
     bf16 and fp8 weights lose nothing by that. The fp32 format, and other CPUs, multiply in FP32.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     if fmt != "fp32" and _has_bf16_units():
         matmul.fp32_precision = "bf16"

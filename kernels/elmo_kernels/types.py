@@ -53,10 +53,14 @@ class Positives(Protocol):
             ``[block_ptr[b], block_ptr[b + 1])``.
     """
 
-    label_P: Tensor
-    instance_P: Tensor
-    weight_P: Tensor
-    block_ptr: Tensor
+    @property
+    def label_P(self) -> Tensor: ...
+    @property
+    def instance_P(self) -> Tensor: ...
+    @property
+    def weight_P(self) -> Tensor: ...
+    @property
+    def block_ptr(self) -> Tensor: ...
 
 
 def num_groups(dim: int) -> int:
