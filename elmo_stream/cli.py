@@ -9,7 +9,6 @@ from elmo_stream.cli_common import (
     FILE,
     FOLDER,
     INPUT_FILE,
-    ProgressLines,
     Verbs,
     as_lines,
     common_options,
@@ -18,11 +17,11 @@ from elmo_stream.cli_common import (
     on_oom_option,
     parse_ks,
     parse_names,
-    parse_propensity,
     say,
     show,
 )
 from elmo_stream.cli_plan import plan
+from elmo_stream.cli_shard import shard
 from elmo_stream.errors import UserError
 
 
@@ -40,96 +39,7 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.argument("train", nargs=-1, required=True, type=INPUT_FILE)
-@click.option("--out", required=True, type=FOLDER, help="Folder of the new store.")
-@click.option("--test", multiple=True, type=INPUT_FILE, help="Test file; may be repeated.")
-@click.option("--valid", multiple=True, type=INPUT_FILE, help="Validation file; may be repeated.")
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["auto", "jsonl"]),
-    default="auto",
-    show_default=True,
-    help="auto: by the ending of the name.",
-)
-@click.option(
-    "--text-field",
-    default="text",
-    show_default=True,
-    callback=parse_names,
-    help="Fields of the text, joined by a space: title,body.",
-)
-@click.option("--label-field", default="labels", show_default=True, help="Field with the list of labels.")
-@click.option(
-    "--tokenizer",
-    default="train:16000",
-    show_default=True,
-    help="Hub name, installed package, folder, or train:N to train one on the corpus.",
-)
-@click.option(
-    "--max-length", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens kept of a text."
-)
-@click.option("--store", type=click.Choice(["zarr"]), default="zarr", show_default=True, help="How shards are kept.")
-@click.option(
-    "--rows-per-shard", type=click.IntRange(1, 1 << 24), default=65536, show_default=True, help="Instances of a shard."
-)
-@click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one a CPU]")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the shuffle.")
-@click.option(
-    "--propensity",
-    default="0.55,1.5",
-    show_default=True,
-    callback=parse_propensity,
-    help="A,B of the propensity model: 0.5,0.4 for Wikipedia, 0.6,2.6 for Amazon.",
-)
-@common_options
-def shard(
-    train: tuple[Path, ...],
-    out: Path,
-    test: tuple[Path, ...],
-    valid: tuple[Path, ...],
-    format_: str,
-    text_field: tuple[str, ...],
-    label_field: str,
-    tokenizer: str,
-    max_length: int,
-    store: str,
-    rows_per_shard: int,
-    workers: int | None,
-    seed: int,
-    propensity: tuple[float, float],
-    as_json: bool,
-) -> None:
-    """Convert text and labels to a store of shuffled shards.
-
-    \b
-    elmo-stream shard train.jsonl --test test.jsonl --out store
-
-    A line of JSONL is {"text": "...", "labels": ["...", ...]}. Run the same command again to finish a
-    conversion that was stopped.
-    """
-    from elmo_stream.data.shard import convert
-
-    summary = convert(
-        list(train),
-        out,
-        test=list(test),
-        valid=list(valid),
-        format=format_,
-        text_fields=text_field,
-        label_field=label_field,
-        tokenizer=tokenizer,
-        max_length=max_length,
-        store=store,
-        rows_per_shard=rows_per_shard,
-        workers=workers,
-        seed=seed,
-        propensity=propensity,
-        report=say,
-        progress=ProgressLines(),
-    )
-    show(summary, as_lines(summary), as_json)
+main.add_command(shard)
 
 
 main.add_command(plan)
@@ -267,9 +177,7 @@ def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], jso
 @click.argument("source", type=INPUT_FILE, required=False, metavar="[INPUT]")
 @click.option("--out", type=FILE, help="Output: .jsonl or .parquet.")
 @click.option("--text", multiple=True, help="A text to tag instead of a file; may be repeated.")
-@click.option(
-    "--text-field", default="text", show_default=True, callback=parse_names, help="Fields of the input's text."
-)
+@click.option("--text-field", callback=parse_names, help="Fields of the input's text.  [default: as for shard]")
 @click.option("--top-k", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Labels per text.")
 @common_options
 def predict(
@@ -277,7 +185,7 @@ def predict(
     source: Path | None,
     out: Path | None,
     text: tuple[str, ...],
-    text_field: tuple[str, ...],
+    text_field: tuple[str, ...] | None,
     top_k: int,
     as_json: bool,
 ) -> None:

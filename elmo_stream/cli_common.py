@@ -149,8 +149,10 @@ def as_lines(value: dict[str, Any], indent: str = "") -> str:
     return "\n".join(rows)
 
 
-def parse_names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+def parse_names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """``a,b`` as names."""
+    if value is None:
+        return None
     names = tuple(part.strip() for part in value.split(","))
     if not all(names):
         raise click.BadParameter("expected names separated by commas.")

@@ -123,8 +123,8 @@ def test_inspect_and_verify_know_stores_runs_and_checkpoints(store: Path, run: P
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"text": "a", "labels": "b"}', ["list of strings"]),
-        ('{"text": "a", "labels": [1]}', ["label 1"]),
+        ('{"text": "a", "labels": {"b": 1}}', ["list of strings"]),
+        ('{"text": "a", "labels": ["b", 1]}', ["label 2"]),
         ('{"text": "a", "labels": [""]}', ["empty"]),
         ('{"text": "a", "labels": null}', ["labels"]),
         ('{"text": "a"}', ["labels", "missing"]),

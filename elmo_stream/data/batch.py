@@ -30,13 +30,16 @@ class Positives:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """token_ids_BT: int64, padded; mask_BT: bool, true on tokens; instance_B: int64, rows of the split,
-    and behind them the labels' names where they are trained on; embedding_BD: bfloat16, where they are cached."""
+    and behind them the labels' names where they are trained on; embedding_BD: bfloat16, where they are cached;
+    weight_BT: float32, weights of the tokens, 0 on padding, where they have any.
+    """
 
     token_ids_BT: Tensor
     mask_BT: Tensor
     instance_B: Tensor
     positives: Positives
     embedding_BD: Tensor | None = None
+    weight_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; a copy to a GPU, from pinned memory, does not hold up the host."""
@@ -49,12 +52,14 @@ class Batch:
         pairs = self.positives
         moved = Positives(move(pairs.label_P), move(pairs.instance_P), move(pairs.weight_P), move(pairs.block_ptr))
         embedding_BD = None if self.embedding_BD is None else move(self.embedding_BD)
+        weight_BT = None if self.weight_BT is None else move(self.weight_BT)
         return replace(
             self,
             token_ids_BT=move(self.token_ids_BT),
             mask_BT=move(self.mask_BT),
             positives=moved,
             embedding_BD=embedding_BD,
+            weight_BT=weight_BT,
         )
 
 
@@ -67,6 +72,13 @@ def pad(tokens: NDArray[Any], offsets: NDArray[np.int64], pad_id: int) -> tuple[
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
     ids[mask] = tokens
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def pad_weights(weights: NDArray[np.float32], mask_BT: Tensor) -> Tensor:
+    """weight_BT float32 of tokens that lie as ``mask_BT`` says; 0 on padding."""
+    padded = np.zeros(tuple(mask_BT.shape), dtype=np.float32)
+    padded[mask_BT.numpy()] = weights
+    return torch.from_numpy(padded)
 
 
 def sort_positives(
@@ -98,4 +110,5 @@ def make_batch(
     """Assemble a batch from its rows."""
     token_ids_BT, mask_BT = pad(rows.tokens, rows.token_offsets, pad_id)
     positives = sort_positives(rows.labels, rows.label_offsets, num_labels=num_labels, block_labels=block_labels)
-    return Batch(token_ids_BT, mask_BT, torch.from_numpy(instances), positives, embedding_BD)
+    weight_BT = None if rows.token_weights is None else pad_weights(rows.token_weights, mask_BT)
+    return Batch(token_ids_BT, mask_BT, torch.from_numpy(instances), positives, embedding_BD, weight_BT)

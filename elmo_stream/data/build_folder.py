@@ -1,5 +1,6 @@
 """The folder of a store while it is built: whose it is, what is built there, and how it is cleared away."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from elmo_stream.data.index import BUILD_NAME, INDEX_NAME, SPLITS, VERSION, Propensity
-from elmo_stream.data.readers import Fields, file_identity
+from elmo_stream.data.index import BUILD_NAME, FILTERS, INDEX_NAME, SPLITS, VERSION, Propensity
+from elmo_stream.data.inputs import InputOptions, Inputs
+from elmo_stream.data.readers.instance import file_identity
 from elmo_stream.errors import UserError
 from elmo_stream.files import locked, new_folder, read_json, write_json_durably
 
 _PLAN_NAME = "plan.json"
-_PARTS = (*SPLITS, "labels", "tokenizer")
+_PARTS = (*SPLITS, "labels", "tokenizer", FILTERS)
 _TEMPORARIES = "*.tmp-*"
 
 
@@ -21,7 +23,7 @@ _TEMPORARIES = "*.tmp-*"
 class Options:
     """The options of a conversion that decide the content of the store."""
 
-    fields: Fields
+    inputs: InputOptions
     tokenizer: str
     max_length: int
     backend: str
@@ -30,17 +32,17 @@ class Options:
     propensity: Propensity
 
 
-def plan_of(inputs: dict[str, list[Path]], options: Options, part_bytes: int) -> dict[str, Any]:
+def plan_of(inputs: Inputs, options: Options, part_bytes: int) -> dict[str, Any]:
     """What is to be built, as JSON: an interrupted conversion continues exactly when this is equal."""
-    files = {split: [[str(path.resolve()), *file_identity(path)] for path in paths] for split, paths in inputs.items()}
-    choices = asdict(options)
-    choices["fields"]["text"] = list(options.fields.text)
-    return {"version": VERSION, "inputs": files, "options": choices, "part_bytes": part_bytes}
+    files = [[str(file.path.resolve()), *file_identity(file.path)] for file in inputs.files()]
+    splits = {split: [each.source.format for each in files] for split, files in inputs.splits.items()}
+    plan = {"splits": splits, "files": files, "options": asdict(options), "part_bytes": part_bytes}
+    return json.loads(json.dumps({"version": VERSION, **plan}, default=str))  # as it will be read back
 
 
 def inputs_unchanged(plan: dict[str, Any]) -> bool:
     """Whether the inputs of a plan still have the size and time they had."""
-    return all(file_identity(Path(path)) == identity for files in plan["inputs"].values() for path, *identity in files)
+    return all(file_identity(Path(path)) == identity for path, *identity in plan["files"])
 
 
 @contextmanager

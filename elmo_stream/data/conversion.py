@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from elmo_stream.data.bow import BagOfFeatures
 from elmo_stream.data.build_folder import Options
-from elmo_stream.data.index import BUILD_NAME, LabelsEntry, SplitEntry, StoreIndex, TokenizerEntry
-from elmo_stream.data.label_build import build_labels
-from elmo_stream.data.labels import LabelNames
+from elmo_stream.data.filters import build_filter
+from elmo_stream.data.index import BOW, BUILD_NAME, FILTERS, Files, LabelsEntry, SplitEntry, StoreIndex, TokenizerEntry
+from elmo_stream.data.inputs import Input, Inputs
+from elmo_stream.data.label_build import build_labels, write_texts
+from elmo_stream.data.labels import LabelMap, LabelNames
 from elmo_stream.data.passes import (
     EncodeTask,
     PartCounts,
@@ -21,8 +24,10 @@ from elmo_stream.data.passes import (
     encode_part,
     sample_texts,
 )
-from elmo_stream.data.readers import split_parts
-from elmo_stream.data.tokenize import Tokenizer, open_tokenizer, wants_training
+from elmo_stream.data.readers import split_source
+from elmo_stream.data.readers.label_list import LabelList, build_label_list
+from elmo_stream.data.readers.unpack import UnpackTask, unpack_file
+from elmo_stream.data.tokenize import Tokenizer, load_tokenizer, open_tokenizer, wants_training
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
 from elmo_stream.files import list_files, new_folder
@@ -33,30 +38,34 @@ or shards.
 """
 
 
+def names_folder(out: Path) -> Path:
+    """Where the names of labels given as ids are while a conversion runs."""
+    return out.resolve() / BUILD_NAME / "label-list"
+
+
 class Conversion:
     """One conversion on its way from parts to the index."""
 
     def __init__(
         self,
         out: Path,
-        inputs: dict[str, list[Path]],
+        inputs: Inputs,
         options: Options,
         part_bytes: int,
         pool: Workers,
+        report: Callable[[str], None],
         progress: Progress,
     ) -> None:
         self._out, self._build, self._options = out, out / BUILD_NAME, options
-        self._pool, self._progress = pool, progress
-        self._tasks = {
-            split: [
-                PartTask(self._build, split, number, part, options.fields)
-                for number, part in enumerate(part for path in paths for part in split_parts(path, part_bytes))
-            ]
-            for split, paths in inputs.items()
-        }
+        self._inputs, self._part_bytes = inputs, part_bytes
+        self._pool, self._report, self._progress = pool, report, progress
+        self._tasks: dict[str, list[PartTask]] = {}
 
     def run(self) -> StoreIndex:
         """Everything but writing the index."""
+        self._inputs = self._unpacked()
+        self._name_labels()
+        self._tasks = {split: self._part_tasks(split, files) for split, files in self._inputs.splits.items()}
         tokenizer = None if wants_training(self._options.tokenizer) else self._tokenizer()
         counts = {
             split: self._pool.map(count_part, tasks, self._tick("counting", split))
@@ -67,7 +76,7 @@ class Conversion:
         encode_tasks = {split: self._encode_tasks(split, counts[split]) for split in self._tasks}
         tokenizer = tokenizer or self._tokenizer(encode_tasks["train"])
         splits = {
-            split: self._split(split, encode_tasks[split], counts[split], tokenizer.vocab_size, num_labels)
+            split: self._split(split, encode_tasks[split], counts[split], tokenizer, num_labels)
             for split in self._tasks
         }
         return StoreIndex(
@@ -86,7 +95,48 @@ class Conversion:
             labels=LabelsEntry(num_labels, list_files(self._out / "labels")),
             propensity=self._options.propensity,
             splits=splits,
+            filters=self._filters(splits),
         )
+
+    def _filters(self, splits: dict[str, SplitEntry]) -> Files:
+        """Store the filter of the test split, where one is given."""
+        if self._inputs.filter is None:
+            return {}
+        folder = self._out / FILTERS
+        shutil.rmtree(folder, ignore_errors=True)
+        with new_folder(folder) as temporary:
+            kept, unknown = build_filter(
+                self._inputs.filter,
+                rows=splits["test"].instances,
+                fields=self._inputs.splits["test"][0].fields,
+                lookup_folder=self._lookup,
+                path=temporary / "test.npy",
+            )
+        self._report(f"{self._inputs.filter.name}: {kept:,} pairs kept, {unknown:,} of labels unknown to training")
+        return list_files(folder)
+
+    def _unpacked(self) -> Inputs:
+        """The inputs with every packed file unpacked into the scratch."""
+        packed = list(dict.fromkeys(file for file in self._inputs.files() if file.packing))
+        tasks = [UnpackTask(file, self._build / f"unpacked-{number:05d}") for number, file in enumerate(packed)]
+        plain = dict(zip(packed, self._pool.map(unpack_file, tasks, self._tick("unpacking", "files")), strict=True))
+        return self._inputs.replace_files(lambda file: plain.get(file, file))
+
+    def _name_labels(self) -> None:
+        """Lay out the list of labels for the readers, unless it is there."""
+        folder = names_folder(self._out)
+        if self._inputs.label_list is not None and not folder.is_dir():
+            with new_folder(folder) as temporary:
+                shared = build_label_list(self._inputs.label_list, temporary)
+            if shared:
+                self._report(
+                    f"{self._inputs.label_list.name}: {shared:,} labels have no name or share one; "
+                    "their ids were put behind it"
+                )
+
+    def _part_tasks(self, split: str, files: Sequence[Input]) -> list[PartTask]:
+        parts = [(part, each) for each in files for part in split_source(each.source, each.fields, self._part_bytes)]
+        return [PartTask(self._build, split, number, part, each.fields) for number, (part, each) in enumerate(parts)]
 
     def _check_counts(self, counts: dict[str, list[PartCounts]]) -> None:
         for split, parts in counts.items():
@@ -105,21 +155,27 @@ class Conversion:
             ]
             with new_folder(names) as new_names, new_folder(lookup) as new_lookup:
                 build_labels(runs, new_lookup, new_names, new_lookup)
+                if self._inputs.label_list is not None:
+                    write_texts(LabelList(names_folder(self._out)), LabelMap(new_lookup), new_names)
         return len(LabelNames(names))
 
     @property
     def _lookup(self) -> Path:
         return self._build / "lookup"
 
-    def _tokenizer(self, train: Sequence[EncodeTask] = ()) -> Tokenizer:
+    def _tokenizer(self, train: Sequence[EncodeTask] = ()) -> Tokenizer | BagOfFeatures:
         """Open or train the tokenizer and save it in the store, unless it is there."""
         folder = self._out / "tokenizer"
         if not folder.is_dir():
-            texts = self._sample(train)
-            opened = open_tokenizer(self._options.tokenizer, self._options.max_length, texts)
+            opened: Tokenizer | BagOfFeatures
+            if self._options.tokenizer == BOW:
+                opened = BagOfFeatures(self._inputs.feature_count(), self._options.max_length)
+            else:
+                texts = self._sample(train)
+                opened = open_tokenizer(self._options.tokenizer, self._options.max_length, texts)
             with new_folder(folder) as temporary:
                 opened.save(temporary)
-        return Tokenizer.load(folder)
+        return load_tokenizer(folder)
 
     def _sample(self, train: Sequence[EncodeTask]) -> Iterator[str]:
         for texts in self._pool.map(sample_texts, train, self._tick("tokenizer", "train")):
@@ -141,7 +197,12 @@ class Conversion:
         ]
 
     def _split(
-        self, split: str, tasks: list[EncodeTask], counts: list[PartCounts], vocab_size: int, num_labels: int
+        self,
+        split: str,
+        tasks: list[EncodeTask],
+        counts: list[PartCounts],
+        tokenizer: Tokenizer | BagOfFeatures,
+        num_labels: int,
     ) -> SplitEntry:
         encodings = self._pool.map(encode_part, tasks, self._tick("encoding", split))
         rows, most = tasks[0].total, self._options.rows_per_shard
@@ -155,8 +216,9 @@ class Conversion:
                 parts=len(tasks),
                 root=self._out,
                 backend=self._options.backend,
-                vocab_size=vocab_size,
+                vocab_size=tokenizer.vocab_size,
                 num_labels=num_labels,
+                weighted=tokenizer.kind == BOW,
             )
             for number, begin in enumerate(range(0, rows, most))
         ]

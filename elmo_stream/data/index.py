@@ -16,9 +16,11 @@ from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import check_files, read_json, write_json_durably
 
 FORMAT = "elmo-stream-store"
-VERSION = 1
+VERSION = 2
 INDEX_NAME = "index.json"
 BUILD_NAME = ".build"
+FILTERS = "filters"
+BOW = "bow"  # the kind of tokenizer whose tokens are features with weights
 SPLITS = ("train", "test", "valid")
 MAX_LABELS = 2**32 - 2
 _SHARD_NAME = re.compile(r"shard-\d{5,}")
@@ -90,7 +92,10 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class StoreIndex:
-    """Everything known about a store; immutable once written."""
+    """Everything known about a store; immutable once written.
+
+    ``filters`` lists the files of pairs that no ranking may hold, ``SPLIT.npy`` in ``filters/``.
+    """
 
     backend: Literal["zarr"]
     seed: int
@@ -99,6 +104,7 @@ class StoreIndex:
     labels: LabelsEntry
     propensity: Propensity
     splits: dict[str, SplitEntry]
+    filters: Files
 
     @property
     def fingerprint(self) -> str:
@@ -145,6 +151,7 @@ class StoreIndex:
         """
         check_files(store / "labels", self.labels.files)
         check_files(store / "tokenizer", self.tokenizer.files)
+        check_files(store / FILTERS, self.filters)
         for split, entry in self.splits.items():
             for shard in entry.shards:
                 check_files(store / split / shard.name, shard.files)

@@ -20,7 +20,11 @@ from elmo_stream.data.labels import (
     IDS_FILE,
     NAMES_FILE,
     OFFSETS_FILE,
+    TEXT_OFFSETS_FILE,
+    TEXTS_FILE,
+    LabelMap,
 )
+from elmo_stream.data.readers.label_list import LabelList
 from elmo_stream.errors import UserError
 
 _FAN_IN = 64
@@ -69,6 +73,25 @@ def build_labels(runs: Sequence[Run], scratch: Path, names_folder: Path, lookup_
     _write_names(run, order, starts, frequency, names_folder)
     run.remove()
     return total
+
+
+def write_texts(given: LabelList, label_map: LabelMap, folder: Path) -> None:
+    """Write the texts of the labels of a store in the order of their ids: ``texts.bin`` and ``text_offsets.npy``.
+
+    Args:
+        given: the list of labels of the input, which knows names and texts by the ids of the input.
+        label_map: from names to the ids of the store.
+    """
+    place = np.empty(len(label_map), np.int64)
+    for first in range(0, len(given), _BLOCK):
+        ids = np.arange(first, min(first + _BLOCK, len(given)))
+        new_ids = label_map.lookup(given[ids.tolist()])
+        place[new_ids[new_ids >= 0]] = ids[new_ids >= 0]
+    offsets = _create(folder / TEXT_OFFSETS_FILE, "<i8", len(place) + 1)
+    offsets[0] = 0
+    with open(folder / TEXTS_FILE, "wb") as stream:
+        for label, row in enumerate(place.tolist()):
+            offsets[label + 1] = offsets[label] + stream.write(given.text(row))
 
 
 def _write_names(

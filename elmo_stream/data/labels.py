@@ -14,6 +14,7 @@ from elmo_stream.data.hashing import hash_names
 from elmo_stream.errors import CorruptError
 
 NAMES_FILE, OFFSETS_FILE, FREQUENCY_FILE = "names.bin", "offsets.npy", "frequency.npy"
+TEXTS_FILE, TEXT_OFFSETS_FILE = "texts.bin", "text_offsets.npy"
 HASHES_FILE, CHECKS_FILE, IDS_FILE = "hashes.npy", "checks.npy", "ids.npy"
 
 
@@ -64,6 +65,26 @@ class LabelNames:
             raise CorruptError(
                 f"{self._path}: a label name cannot be read ({error}); the labels are damaged."
             ) from error
+
+    def texts(self, ids: Sequence[int] | NDArray[np.int64]) -> list[str] | None:
+        """Texts of labels, in their order; None where the data brought none.
+
+        Raises:
+            CorruptError: the texts are damaged.
+        """
+        path = self._path.with_name(TEXTS_FILE)
+        if not path.exists():
+            return None
+        offsets = _open_array(path.with_name(TEXT_OFFSETS_FILE), "<i8")
+        if len(offsets) != len(self._offsets):
+            raise CorruptError(f"{path}: belongs to {len(offsets) - 1} labels, not to {len(self)}.")
+        index = np.asarray(ids, dtype=np.int64)
+        blob = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+        spans = zip(offsets[index].tolist(), offsets[index + 1].tolist(), strict=True)
+        try:
+            return [blob[start:end].tobytes().decode("utf-8") for start, end in spans]
+        except ValueError as error:
+            raise CorruptError(f"{path}: a text cannot be read ({error}); the labels are damaged.") from error
 
     def _name(self, start: int, end: int) -> str:
         if not 0 <= start < end <= len(self._names):

@@ -17,19 +17,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.bow import BagOfFeatures
 from elmo_stream.data.index import ShardEntry
 from elmo_stream.data.label_runs import LabelCounter, Run
 from elmo_stream.data.labels import LabelMap
-from elmo_stream.data.readers import Fields, Part, RawInstance, read_part
+from elmo_stream.data.readers import read_part
+from elmo_stream.data.readers.instance import Fields, Part, RawInstance
 from elmo_stream.data.shuffle import permute
 from elmo_stream.data.store import Shard, concatenate, create_store, offsets_of
-from elmo_stream.data.tokenize import TRAINING_TEXT_CHARACTERS, TRAINING_TEXTS, Tokenizer
+from elmo_stream.data.tokenize import TRAINING_TEXT_CHARACTERS, TRAINING_TEXTS, Tokenizer, load_tokenizer
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import new_folder, read_json, write_json_durably
 
 _BATCH_ROWS = 1024
 _COUNTS_FILE = "counts.json"
 _ARRAYS = ("tokens", "token_offsets", "labels", "label_offsets")
+_WEIGHTS = "token_weights"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class ShardTask:
     backend: str
     vocab_size: int
     num_labels: int
+    weighted: bool
 
 
 def part_folder(build: Path, kind: str, split: str, number: int) -> Path:
@@ -145,18 +149,19 @@ def encode_part(task: EncodeTask) -> PartEncoding:
     """Pass 2."""
     folder = task.source.folder("rows")
     if not folder.is_dir():
-        tokenizer, label_map = Tokenizer.load(task.tokenizer_folder), LabelMap(task.lookup_folder)
-        pieces = [Shard(*tokenizer.encode_batch([])[:2], np.empty(0, np.int64), np.zeros(1, np.int64))]
+        tokenizer, label_map = load_tokenizer(task.tokenizer_folder), LabelMap(task.lookup_folder)
+        pieces = [_encode(tokenizer, label_map, [])[0]]
         truncated = unseen = 0
         instances = _kept(task.source)
         while batch := list(islice(instances, _BATCH_ROWS)):
-            tokens, token_offsets, cut = tokenizer.encode_batch([instance.text for instance in batch])
-            labels, label_offsets, unknown = _map_labels(label_map, [instance.labels for instance in batch])
-            pieces.append(Shard(tokens, token_offsets, labels, label_offsets))
+            piece, cut, unknown = _encode(tokenizer, label_map, batch)
+            pieces.append(piece)
             truncated, unseen = truncated + cut, unseen + unknown
         rows = concatenate(pieces)
         if rows.rows != task.rows:
-            raise UserError(f"{task.source.part.path}: was changed during the conversion; run the command again.")
+            raise UserError(
+                f"{task.source.part.source.main.name}: was changed during the conversion; run the command again."
+            )
         positions = task.positions()
         order = np.argsort(positions)
         _save_rows(folder, positions[order], rows.take(order), PartEncoding(truncated, unseen))
@@ -165,7 +170,9 @@ def encode_part(task: EncodeTask) -> PartEncoding:
 
 def build_shard(task: ShardTask) -> ShardEntry:
     """Pass 3."""
-    store = create_store(task.backend, task.root, vocab_size=task.vocab_size, num_labels=task.num_labels)
+    store = create_store(
+        task.backend, task.root, vocab_size=task.vocab_size, num_labels=task.num_labels, weighted=task.weighted
+    )
     name = f"shard-{task.number:05d}"
     if entry := store.describe_shard(task.split, name):
         return entry
@@ -182,13 +189,30 @@ def _reason_to_drop(split: str, instance: RawInstance) -> str | None:
     """Why a row cannot train; test and validation rows are all kept, so that the metrics count every one."""
     if split != "train":
         return None
-    if not instance.text.strip():
+    if instance.features is not None:
+        if not len(instance.features.id_N):
+            return "no features"
+    elif not instance.text.strip():
         return "empty text"
     return None if instance.labels else "no labels"
 
 
 def _kept(task: PartTask) -> Iterator[RawInstance]:
     return (one for one in read_part(task.part, task.fields) if not _reason_to_drop(task.split, one))
+
+
+def _encode(
+    tokenizer: Tokenizer | BagOfFeatures, label_map: LabelMap, batch: Sequence[RawInstance]
+) -> tuple[Shard, int, int]:
+    """Rows of instances, how many were cut, and how many occurrences of labels are unknown."""
+    weights = None
+    if isinstance(tokenizer, BagOfFeatures):
+        features = [instance.features for instance in batch if instance.features is not None]
+        tokens, token_offsets, weights, cut = tokenizer.encode_features(features)
+    else:
+        tokens, token_offsets, cut = tokenizer.encode_batch([instance.text for instance in batch])
+    labels, label_offsets, unknown = _map_labels(label_map, [instance.labels for instance in batch])
+    return Shard(tokens, token_offsets, labels, label_offsets, weights), cut, unknown
 
 
 def _map_labels(
@@ -208,6 +232,8 @@ def _save_rows(folder: Path, positions: NDArray[np.int64], rows: Shard, encoding
         np.save(temporary / "positions.npy", positions)
         for name in _ARRAYS:
             np.save(temporary / f"{name}.npy", getattr(rows, name))
+        if rows.token_weights is not None:
+            np.save(temporary / f"{_WEIGHTS}.npy", rows.token_weights)
         write_json_durably(temporary / _COUNTS_FILE, asdict(encoding))
 
 
@@ -215,5 +241,6 @@ def _load_rows(folder: Path, begin: int, end: int) -> tuple[NDArray[np.int64], S
     """The rows of a part whose positions are in [begin, end), read without the rest of the part."""
     positions = np.load(folder / "positions.npy", mmap_mode="r", allow_pickle=False)
     first, last = np.searchsorted(positions, [begin, end]).tolist()
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+    names = [*_ARRAYS, *([_WEIGHTS] if (folder / f"{_WEIGHTS}.npy").exists() else [])]
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
     return np.array(positions[first:last]), Shard(**arrays).rows_between(first, last)

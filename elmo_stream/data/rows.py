@@ -1,8 +1,8 @@
 """The rows that a loader goes over, shard by shard: those of a split, and perhaps the labels' names among them.
 
-A label's name as one more training instance, whose one label is itself, teaches the encoder what labels are called
-(label-text augmentation: Renee, Jain et al., MLSys 2023). The names are tokenised when their shard is read, so they
-take no memory and no file.
+A label's name, or its text where the data brought one, as one more training instance, whose one label is itself,
+teaches the encoder what labels are called (label-text augmentation: Renee, Jain et al., MLSys 2023). They are tokenised
+when their shard is read, so they take no memory and no file.
 """
 
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.bow import is_bow
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.labels import LabelNames
 from elmo_stream.data.shuffle import permute
 from elmo_stream.data.store import Shard, concatenate, offsets_of, open_store
 from elmo_stream.data.tokenize import Tokenizer
+from elmo_stream.errors import UserError
 
 _NAMES_AT_ONCE = 1 << 16
 
@@ -55,9 +57,15 @@ class SplitRows:
 
 
 class LabelNameRows:
-    """The names of all labels, each with its own label, in an order that depends on the seed alone."""
+    """The names (or texts) of all labels, each with its own label, in an order that depends on the seed alone.
+
+    Raises:
+        UserError: the rows of the store are features, not texts.
+    """
 
     def __init__(self, store: Path, *, seed: int) -> None:
+        if is_bow(store / "tokenizer"):
+            raise UserError("train.label_texts: the store holds features, which names are not; set it to false.")
         self._names, self._tokenizer = LabelNames(store / "labels"), Tokenizer.load(store / "tokenizer")
         self._seed = seed
         starts = np.append(np.arange(0, len(self), _NAMES_AT_ONCE), len(self))
@@ -73,7 +81,8 @@ class LabelNameRows:
     def read_between(self, first: int, last: int) -> Shard:
         """The names at the places ``first`` to ``last`` of the order."""
         label_L = permute(np.arange(first, last), len(self), self._seed)
-        tokens, token_offsets, _ = self._tokenizer.encode_batch(self._names[label_L])
+        texts = self._names.texts(label_L) or self._names[label_L]
+        tokens, token_offsets, _ = self._tokenizer.encode_batch(texts)
         return Shard(tokens, token_offsets, label_L, np.arange(len(label_L) + 1))
 
     def instances(self, row: NDArray[np.int64]) -> NDArray[np.int64]:

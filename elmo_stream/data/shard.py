@@ -1,4 +1,4 @@
-"""The converter: JSONL to a store, in parallel, in bounded memory, restartable at any point.
+"""The converter: files of text and labels to a store, in parallel, in bounded memory, restartable at any point.
 
 The bytes of the store depend on the inputs and the options alone: not on the number of workers, nor on how
 the files are cut into parts, nor on how often the conversion was killed. Scratch lives in ``STORE/.build``;
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from elmo_stream.data.build_folder import Options, claim, discard, inputs_unchanged, plan_of, remove_scratch
-from elmo_stream.data.conversion import Conversion, Progress
-from elmo_stream.data.index import Propensity, StoreIndex
-from elmo_stream.data.readers import Fields, check_format
+from elmo_stream.data.conversion import Conversion, Progress, names_folder
+from elmo_stream.data.index import BOW, Propensity, StoreIndex
+from elmo_stream.data.inputs import AUTO, InputOptions, Inputs, gather
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
 from elmo_stream.system import available_cpus
 
 _PART_BYTES = (2 << 20, 32 << 20)
 _PARTS = 64
+_DEFAULTS = {False: ("train:16000", 128), True: (BOW, 1 << 16)}  # tokenizer and most tokens, of texts and of features
 
 
 def convert(
@@ -30,11 +31,15 @@ def convert(
     *,
     test: Sequence[Path] = (),
     valid: Sequence[Path] = (),
-    format: str = "auto",
-    text_fields: Sequence[str] = ("text",),
-    label_field: str = "labels",
-    tokenizer: str = "train:16000",
-    max_length: int = 128,
+    format: str = AUTO,
+    text_fields: Sequence[str] | None = None,
+    label_field: str | None = None,
+    label_separator: str = AUTO,
+    label_files: Sequence[Path] = (),
+    labels: Path | None = None,
+    filter: Path | None = None,
+    tokenizer: str | None = None,
+    max_length: int | None = None,
     store: str = "zarr",
     rows_per_shard: int = 65_536,
     workers: int | None = None,
@@ -44,7 +49,7 @@ def convert(
     report: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """Convert JSONL files to a store; the same call continues a conversion that was interrupted.
+    """Convert files of text and labels to a store; the same call continues a conversion that was interrupted.
 
     Training instances are shuffled over the whole split by ``seed``; test and validation instances keep their
     order. Training instances with empty text or without labels are dropped and counted; test and validation
@@ -53,11 +58,17 @@ def convert(
     Args:
         train, test, valid: input files, read in the order given.
         out: folder of the new store.
-        format: ``auto`` (by ending) or ``jsonl``.
-        text_fields: fields joined by a space to the text of an instance.
-        label_field: field with the list of labels.
-        tokenizer: what :func:`elmo_stream.data.tokenize.open_tokenizer` takes.
-        max_length: most tokens of an instance.
+        format: a name of :data:`elmo_stream.data.readers.FORMATS`, or ``auto``: by ending and first lines.
+        text_fields: fields joined by a space to the text of an instance; by default those of the format.
+        label_field: field with the labels; by default that of the format.
+        label_separator: what stands between the labels in one string; ``auto``: seen in the first rows of a table.
+        label_files: files of the labels, for formats that have them apart; by default those beside the data. One for
+            each training file, or for each file in the order of training, test and validation files.
+        labels: names, a line each, of labels that the data give as ids (``Y.txt``, ``lbl.json``).
+        filter: pairs of test row and label id that no ranking may hold, kept in the store for the metrics.
+        tokenizer: what :func:`elmo_stream.data.tokenize.open_tokenizer` takes, or ``bow`` for features; by default
+            ``train:16000`` for texts, ``bow`` for features.
+        max_length: most tokens of an instance; by default 128 of a text, and all features.
         store: backend; ``zarr``.
         rows_per_shard: instances of a shard; the last shard of a split may have fewer.
         workers: processes; by default one per core.
@@ -77,29 +88,40 @@ def convert(
         ElmoStreamError: a worker process died; the same call continues.
     """
     started = time.monotonic()
+    input_options = InputOptions(
+        format=format,
+        text_fields=tuple(text_fields) if text_fields is not None else None,
+        label_field=label_field,
+        label_separator=label_separator,
+        label_files=tuple(label_files),
+        labels=labels,
+        filter=filter,
+    )
+    _check_numbers(max_length, rows_per_shard, seed, workers)
+    if text_fields is not None and not all(text_fields or [""]):
+        raise UserError("--text-field names no field; expected one or more, separated by commas.")
+    paths = {name: list(files) for name, files in (("train", train), ("test", test), ("valid", valid)) if files}
+    if "train" not in paths:
+        raise UserError("no training file was given; name at least one.")
+    inputs = gather(paths, input_options, names_folder(out), report)
+    chosen, most_tokens = _DEFAULTS[inputs.has_features]
     options = Options(
-        fields=Fields(tuple(text_fields), label_field),
-        tokenizer=tokenizer,
-        max_length=max_length,
+        inputs=input_options,
+        tokenizer=tokenizer or chosen,
+        max_length=max_length or most_tokens,
         backend=store,
         rows_per_shard=rows_per_shard,
         seed=seed,
         propensity=Propensity(*propensity),
     )
-    _check_options(options, workers)
-    inputs = {name: list(paths) for name, paths in (("train", train), ("test", test), ("valid", valid)) if paths}
-    if "train" not in inputs:
-        raise UserError("no training file was given; name at least one.")
-    for paths in inputs.values():
-        for path in paths:
-            check_format(path, format)
-    part_bytes = part_bytes or _choose_part_bytes([path for paths in inputs.values() for path in paths])
+    _check_options(options, inputs)
+    part_bytes = part_bytes or _choose_part_bytes(inputs)
     plan = plan_of(inputs, options, part_bytes)
     with claim(out, plan, report) as finished:
         if not finished:
             try:
                 with Workers(workers or available_cpus()) as pool:
-                    index = Conversion(out, inputs, options, part_bytes, pool, progress).run()
+                    index = Conversion(out, inputs, options, part_bytes, pool, report, progress).run()
                 if not inputs_unchanged(plan):
                     raise UserError("an input file was changed during the conversion; run the command again.")
             except UserError:
@@ -110,28 +132,35 @@ def convert(
     return _summary(StoreIndex.load(out), out, time.monotonic() - started)
 
 
-def _check_options(options: Options, workers: int | None) -> None:
+def _check_numbers(max_length: int | None, rows_per_shard: int, seed: int, workers: int | None) -> None:
     for key, value, least in (
-        ("--max-length", options.max_length, 1),
-        ("--rows-per-shard", options.rows_per_shard, 1),
-        ("--seed", options.seed, 0),
-        ("--workers", workers if workers is not None else 1, 1),
+        ("--max-length", max_length, 1),
+        ("--rows-per-shard", rows_per_shard, 1),
+        ("--seed", seed, 0),
+        ("--workers", workers, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{key} {value}: expected at least {least}.")
+
+
+def _check_options(options: Options, inputs: Inputs) -> None:
     if options.backend != "zarr":
         raise UserError(f"--store {options.backend}: unknown; expected zarr.")
-    if not options.fields.text or not all(options.fields.text):
-        raise UserError("--text-field names no field; expected one or more, separated by commas.")
+    if inputs.has_features != (options.tokenizer == BOW):
+        raise UserError(
+            "--tokenizer: the input has features, not texts; only bow takes them."
+            if inputs.has_features
+            else "--tokenizer bow: takes features (xc-bow, npz), but the input has texts; leave it out."
+        )
     A, B = options.propensity.A, options.propensity.B
     if not (math.isfinite(A) and math.isfinite(B) and A >= 0 and B > -1):
         raise UserError(f"--propensity {A},{B}: expected finite A >= 0 and B > -1, such as 0.55,1.5.")
 
 
-def _choose_part_bytes(paths: Sequence[Path]) -> int:
+def _choose_part_bytes(inputs: Inputs) -> int:
     """Some 64 parts, whatever the number of workers, so that another number can continue a conversion."""
     least, most = _PART_BYTES
-    return min(max(sum(path.stat().st_size for path in paths) // _PARTS, least), most)
+    return min(max(sum(file.path.stat().st_size for file in inputs.files()) // _PARTS, least), most)
 
 
 def _summary(index: StoreIndex, out: Path, seconds: float) -> dict[str, Any]:

@@ -8,26 +8,28 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from elmo_stream.data.index import ShardEntry, StoreIndex
+from elmo_stream.data.index import BOW, ShardEntry, StoreIndex
 
 _TAKE_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Instances as four flat arrays: row ``i`` has ``tokens[token_offsets[i]:token_offsets[i + 1]]``, and so on.
+    """Instances as flat arrays: row ``i`` has ``tokens[token_offsets[i]:token_offsets[i + 1]]``, and so on.
 
     Attributes:
         tokens: token ids, uint16 where the vocabulary has fewer than 65,536 entries, else uint32.
         token_offsets: int64, rows + 1, from 0.
         labels: label ids, int64, strictly ascending within a row.
         label_offsets: int64, rows + 1, from 0.
+        token_weights: float32, one a token; None where tokens have no weights.
     """
 
     tokens: NDArray[Any]
     token_offsets: NDArray[np.int64]
     labels: NDArray[np.int64]
     label_offsets: NDArray[np.int64]
+    token_weights: NDArray[np.float32] | None = None
 
     @property
     def rows(self) -> int:
@@ -43,22 +45,28 @@ class Shard:
             token_offsets=self.token_offsets[begin : end + 1] - token_range.start,
             labels=np.array(self.labels[label_range], dtype=np.int64),
             label_offsets=self.label_offsets[begin : end + 1] - label_range.start,
+            token_weights=None if self.token_weights is None else np.array(self.token_weights[token_range]),
         )
 
     def take(self, rows: NDArray[np.int64]) -> "Shard":
         """The given rows, in the given order."""
         tokens, token_offsets = _take_ragged(self.tokens, self.token_offsets, rows)
         labels, label_offsets = _take_ragged(self.labels, self.label_offsets, rows)
-        return Shard(tokens, token_offsets, labels, label_offsets)
+        weights = None
+        if self.token_weights is not None:
+            weights = _take_ragged(self.token_weights, self.token_offsets, rows)[0]
+        return Shard(tokens, token_offsets, labels, label_offsets, weights)
 
 
 def concatenate(shards: Sequence[Shard]) -> Shard:
-    """The rows of all shards, one after another."""
+    """The rows of all shards, one after another; all have weights of tokens, or none has."""
+    weights = [shard.token_weights for shard in shards if shard.token_weights is not None]
     return Shard(
         tokens=np.concatenate([shard.tokens for shard in shards]),
         token_offsets=_join_offsets([shard.token_offsets for shard in shards]),
         labels=np.concatenate([shard.labels for shard in shards]),
         label_offsets=_join_offsets([shard.label_offsets for shard in shards]),
+        token_weights=np.concatenate(weights) if weights else None,
     )
 
 
@@ -108,16 +116,25 @@ class ShardStore(Protocol):
         """
 
 
-def create_store(backend: str, root: Path, *, vocab_size: int, num_labels: int) -> ShardStore:
-    """A store to write shards to; ``vocab_size`` and ``num_labels`` bound the ids that it accepts."""
+def create_store(backend: str, root: Path, *, vocab_size: int, num_labels: int, weighted: bool = False) -> ShardStore:
+    """A store to write shards to; ``vocab_size`` and ``num_labels`` bound the ids that it accepts.
+
+    ``weighted`` says that every token has a weight.
+    """
     if backend == "zarr":
         from elmo_stream.data.store_zarr import ZarrStore
 
-        return ZarrStore(root, vocab_size=vocab_size, num_labels=num_labels)
+        return ZarrStore(root, vocab_size=vocab_size, num_labels=num_labels, weighted=weighted)
     raise ValueError(f"unknown store backend {backend!r}")
 
 
 def open_store(root: Path) -> ShardStore:
     """Open a finished store for reading; raises what :meth:`StoreIndex.load` raises."""
     index = StoreIndex.load(root)
-    return create_store(index.backend, root, vocab_size=index.tokenizer.vocab_size, num_labels=index.labels.count)
+    return create_store(
+        index.backend,
+        root,
+        vocab_size=index.tokenizer.vocab_size,
+        num_labels=index.labels.count,
+        weighted=index.tokenizer.kind == BOW,
+    )

@@ -1,4 +1,4 @@
-"""Shards as Zarr v3 groups: four one-dimensional arrays, compressed with zstd and guarded by CRC-32C.
+"""Shards as Zarr v3 groups: one-dimensional arrays, compressed with zstd and guarded by CRC-32C.
 
 An array is one chunk unless it is larger than 64 MiB, since shards are only ever read whole. The CRC is not
 optional: zstd alone lets most flipped bits through unnoticed. Zarr reads a chunk file that does not exist as
@@ -30,9 +30,10 @@ class ZarrStore:
         root: folder of the store.
         vocab_size: token ids are below it.
         num_labels: label ids are below it.
+        weighted: every token has a weight.
     """
 
-    def __init__(self, root: Path, *, vocab_size: int, num_labels: int) -> None:
+    def __init__(self, root: Path, *, vocab_size: int, num_labels: int, weighted: bool) -> None:
         self._root = root
         self._vocab_size = vocab_size
         self._num_labels = num_labels
@@ -42,6 +43,8 @@ class ZarrStore:
             "labels": np.dtype(np.uint32),
             "label_offsets": np.dtype(np.int64),
         }
+        if weighted:
+            self._dtypes["token_weights"] = np.dtype(np.float32)
 
     def write_shard(self, split: str, name: str, shard: Shard) -> ShardEntry:
         """Write a shard durably: its folder appears complete, with one rename. See :class:`ShardStore`."""
@@ -76,7 +79,9 @@ class ZarrStore:
             "token_offsets": entry.rows + 1,
             "labels": entry.positives,
             "label_offsets": entry.rows + 1,
+            "token_weights": entry.tokens,
         }
+        lengths = {key: lengths[key] for key in self._dtypes}
         self._check_before_opening(folder, entry.files, lengths)
         try:
             group = zarr.open_group(folder, mode="r", zarr_format=3)
@@ -91,6 +96,7 @@ class ZarrStore:
             token_offsets=arrays["token_offsets"],
             labels=arrays["labels"].astype(np.int64),
             label_offsets=arrays["label_offsets"],
+            token_weights=arrays.get("token_weights"),
         )
         self._check_content(folder, shard)
         return shard
@@ -142,6 +148,8 @@ class ZarrStore:
                 raise CorruptError(f"{folder}/{key}: offsets do not ascend from 0 to {len(values)}.")
         if len(shard.tokens) and int(shard.tokens.max()) >= self._vocab_size:
             raise CorruptError(f"{folder}/tokens: a token id is not below the vocabulary size {self._vocab_size}.")
+        if shard.token_weights is not None and not np.isfinite(shard.token_weights).all():
+            raise CorruptError(f"{folder}/token_weights: a weight is not finite.")
         if len(shard.labels) and int(shard.labels.max()) >= self._num_labels:
             raise CorruptError(f"{folder}/labels: a label id is not below the number of labels {self._num_labels}.")
         ascends = np.diff(shard.labels) > 0

@@ -17,6 +17,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
+from elmo_stream.data.bow import BagOfFeatures, is_bow
 from elmo_stream.data.store import offsets_of, token_dtype
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
@@ -133,6 +134,11 @@ class Tokenizer:
         if not matches:
             raise CorruptError(f"{folder / CONFIG_FILE}: describes another tokenizer than {TOKENIZER_FILE}.")
         return loaded
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | BagOfFeatures:
+    """Load what either kind saved; raises ``CorruptError`` when the folder is damaged."""
+    return BagOfFeatures.load(folder) if is_bow(folder) else Tokenizer.load(folder)
 
 
 def wants_training(spec: str) -> bool:

@@ -27,24 +27,32 @@ class BagEncoder(nn.Module):
     """Weighted sum of the embeddings of tokens and hashed bigrams, with a learned weight per entry and per position.
 
     Bigrams share ``bigrams`` buckets by a hash of the two token ids (Weinberger et al., ICML 2009). The sum needs no
-    division by its weights, since the embedding is scaled to unit mean square afterwards.
+    division by its weights, since the embedding is scaled to unit mean square afterwards. Features without an order
+    (``ordered`` false) have neither bigrams nor positions, but weights of their own.
     """
 
     def __init__(
-        self, config: EncoderConfig, vocab_size: int, max_length: int, generator: torch.Generator | None
+        self,
+        config: EncoderConfig,
+        vocab_size: int,
+        max_length: int,
+        generator: torch.Generator | None,
+        ordered: bool = True,
     ) -> None:
         super().__init__()
         self.dim = config.dim
-        self._vocab_size, self._bigrams = vocab_size, config.bigrams
-        entries = vocab_size + config.bigrams
+        self._vocab_size, self._bigrams = vocab_size, config.bigrams if ordered else 0
+        entries = vocab_size + self._bigrams
         self.embedding_VD = nn.Parameter(torch.empty(entries, config.dim))
         self.log_weight_V = nn.Parameter(torch.zeros(entries))
-        self.log_weight_T = nn.Parameter(torch.zeros(max_length))
+        self.log_weight_T = nn.Parameter(torch.zeros(max_length)) if ordered else None
         if generator is not None:
             nn.init.normal_(self.embedding_VD, std=INIT_STD, generator=generator)
 
-    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool."""
+    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor | None = None) -> Tensor:
+        """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool, weight_BT float32 for features."""
+        if self.log_weight_T is None:
+            return self._embed(token_ids_BT, self._learned_weight(token_ids_BT).exp() * mask_BT, weight_BT)
         width = int(mask_BT.shape[1])
         weight_T = functional.pad(self.log_weight_T[:width], (0, max(0, width - len(self.log_weight_T))))
         entries, weights, masks = [token_ids_BT], [weight_T.expand_as(mask_BT)], [mask_BT]
@@ -54,9 +62,16 @@ class BagEncoder(nn.Module):
             weights.append(weights[0][:, :-1])
             masks.append(mask_BT[:, 1:])
         entry_BN, mask_BN = torch.cat(entries, 1), torch.cat(masks, 1)
+        weight_BN = (self._learned_weight(entry_BN) + torch.cat(weights, 1)).exp() * mask_BN
+        return self._embed(entry_BN, weight_BN)
+
+    def _learned_weight(self, entry_BN: Tensor) -> Tensor:
         # An embedding of size 1: its backward pass adds in a fixed order, which that of indexing does not.
-        log_weight_BN = functional.embedding(entry_BN, self.log_weight_V.unsqueeze(1)).squeeze(2)
-        weight_BN = (log_weight_BN + torch.cat(weights, 1)).exp() * mask_BN
+        return functional.embedding(entry_BN, self.log_weight_V.unsqueeze(1)).squeeze(2)
+
+    def _embed(self, entry_BN: Tensor, weight_BN: Tensor, given_BN: Tensor | None = None) -> Tensor:
+        if given_BN is not None:
+            weight_BN = weight_BN * given_BN.to(weight_BN.dtype)
         return functional.embedding_bag(entry_BN, self.embedding_VD, per_sample_weights=weight_BN, mode="sum")
 
     def describe(self) -> dict[str, Any]:
@@ -94,8 +109,8 @@ class TransformerEncoder(nn.Module):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model
 
-    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool."""
+    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor | None = None) -> Tensor:
+        """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool; there are no weights of tokens."""
         # A configuration may ask for the hidden states of all layers; they would be kept to no use.
         hidden_BTD = self.model(
             input_ids=token_ids_BT,
@@ -140,13 +155,13 @@ class Encoder(nn.Module):
         self.body.train(mode and not self._frozen)
         return self
 
-    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """x_BD float32; token_ids_BT int64, mask_BT bool."""
-        return self.head(self.embed(token_ids_BT, mask_BT))
+    def forward(self, token_ids_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor | None = None) -> Tensor:
+        """x_BD float32; token_ids_BT int64, mask_BT bool, weight_BT float32 where tokens are features."""
+        return self.head(self.embed(token_ids_BT, mask_BT, weight_BT))
 
-    def embed(self, token_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    def embed(self, token_ids_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor | None = None) -> Tensor:
         """The embedding of the body, float32 of unit mean square, (B, D)."""
-        return _unit_mean_square(self.body(token_ids_BT, mask_BT).float())
+        return _unit_mean_square(self.body(token_ids_BT, mask_BT, weight_BT).float())
 
     def head(self, x_BD: Tensor) -> Tensor:
         """From what ``embed`` gives to the embedding that the classifier takes."""
@@ -157,15 +172,28 @@ class Encoder(nn.Module):
 
 
 def create_encoder(
-    config: EncoderConfig, *, vocab_size: int, max_length: int, tokenizer: Path | None, seed: int
+    config: EncoderConfig,
+    *,
+    vocab_size: int,
+    max_length: int,
+    tokenizer: Path | None,
+    seed: int,
+    ordered: bool = True,
 ) -> Encoder:
     """A new encoder, pretrained where ``config.name`` says so.
 
     ``tokenizer`` is the store's ``tokenizer.json``, which must be the pretrained one's; None before there is a store.
 
+    ``ordered`` says whether tokens come in an order, as those of a text, or are features.
+
     Raises:
         UserError: the model is not to be had, is not an encoder, or does not fit the store's tokenizer.
     """
+    if not ordered and (config.kind != "bag" or config.name):
+        raise UserError(
+            "encoder.kind: the store holds features, which only a bag without a pretrained name can embed; set "
+            "encoder.kind=bag and leave encoder.name out."
+        )
     generator = torch.Generator().manual_seed(seed)
     if config.kind == "transformer":
         model = _load_pretrained(config.name, tokenizer)
@@ -178,7 +206,7 @@ def create_encoder(
                 f"of a text; shard the data with --max-length {positions} or less."
             )
         return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config, generator)
-    body = BagEncoder(config, vocab_size, max_length, generator)
+    body = BagEncoder(config, vocab_size, max_length, generator, ordered)
     if config.name:
         table_VD = _load_pretrained(config.name, tokenizer).get_input_embeddings().weight.detach()
         if len(table_VD) < vocab_size:
@@ -200,10 +228,12 @@ def save_architecture(encoder: Encoder, folder: Path) -> None:
         encoder.body.model.config.save_pretrained(folder)
 
 
-def restore_encoder(config: EncoderConfig, folder: Path, *, vocab_size: int, max_length: int) -> Encoder:
+def restore_encoder(
+    config: EncoderConfig, folder: Path, *, vocab_size: int, max_length: int, ordered: bool = True
+) -> Encoder:
     """An encoder of a run with weights yet to be loaded; reads the run folder only, no network, no code from data."""
     if config.kind == "bag":
-        return Encoder(BagEncoder(config, vocab_size, max_length, None), config)
+        return Encoder(BagEncoder(config, vocab_size, max_length, None, ordered), config)
     from transformers import AutoConfig, AutoModel
 
     architecture = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

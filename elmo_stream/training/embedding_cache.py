@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elmo_stream.data.batch import pad
+from elmo_stream.data.batch import pad, pad_weights
 from elmo_stream.data.embeddings import INDEX_NAME, EmbeddingPart, Embeddings, write_part
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.rows import LabelNameRows, Rows, SplitRows
@@ -93,7 +93,10 @@ class _Maker:
             place = by_length[first : first + CACHED_AT_ONCE]
             rows = shard.take(place)
             token_ids_BT, mask_BT = pad(rows.tokens, rows.token_offsets, self._pad_id)
+            weight_BT = None
+            if rows.token_weights is not None:
+                weight_BT = pad_weights(rows.token_weights, mask_BT).to(self._device)
             with torch.no_grad():
-                x_BD = self._encoder.embed(token_ids_BT.to(self._device), mask_BT.to(self._device))
+                x_BD = self._encoder.embed(token_ids_BT.to(self._device), mask_BT.to(self._device), weight_BT)
             x_ND[torch.from_numpy(place)] = x_BD.cpu()
         return x_ND

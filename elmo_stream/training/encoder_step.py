@@ -79,7 +79,8 @@ def embed(encoder: Encoder, batch: Batch, piece: Piece | None = None) -> Tensor:
     rows, width = (piece.rows, piece.width) if piece else (slice(None), batch.mask_BT.shape[1])
     if batch.embedding_BD is not None:
         return encoder.head(batch.embedding_BD[rows].float())
-    return encoder(batch.token_ids_BT[rows, :width], batch.mask_BT[rows, :width])
+    weight_BT = None if batch.weight_BT is None else batch.weight_BT[rows, :width]
+    return encoder(batch.token_ids_BT[rows, :width], batch.mask_BT[rows, :width], weight_BT)
 
 
 def _mix(seed: int, step: int, piece: int) -> int:

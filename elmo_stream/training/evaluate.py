@@ -1,7 +1,6 @@
 """Ranking metrics of a model on a split, out of core: batches from the loader, top-k over the chunks of labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from elmo_stream.config import LoaderConfig
 from elmo_stream.data.batch import Batch
 from elmo_stream.data.embeddings import Embeddings
+from elmo_stream.data.filters import NO_PAIRS, FilterPairs, load_filter
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.labels import InversePropensity, LabelNames
 from elmo_stream.data.loader import StreamLoader
@@ -25,28 +25,6 @@ from elmo_stream.training.models import trained_model
 from elmo_stream.training.plan import EVALUATION_BATCH
 from elmo_stream.training.run import Run, device_of_run, open_run
 from elmo_stream.training.runlog import Report
-
-
-@dataclass(frozen=True)
-class FilterPairs:
-    """(instance, label) pairs that no ranking may hold, such as reciprocal pairs: rows of the split and label ids."""
-
-    row_P: NDArray[np.int64]
-    label_P: NDArray[np.int64]
-
-    def of(self, instance_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The pairs of a batch: places in the batch, and label ids."""
-        order = np.argsort(instance_B)
-        place = np.minimum(np.searchsorted(instance_B[order], self.row_P), len(order) - 1)
-        here = instance_B[order][place] == self.row_P
-        return order[place[here]], self.label_P[here]
-
-    def most_per_row(self) -> int:
-        """The most pairs that one instance has."""
-        return int(np.unique(self.row_P, return_counts=True)[1].max(initial=0))
-
-
-NO_PAIRS = FilterPairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 def evaluate_model(
@@ -106,13 +84,14 @@ def evaluate(
     split: str = "test",
     ks: Sequence[int] = (1, 3, 5),
     step: int | None = None,
-    filtered: FilterPairs = NO_PAIRS,
+    filtered: FilterPairs | None = None,
     report: Report = print,
 ) -> dict[str, Any]:
     """Evaluate a run's newest checkpoint (or that of ``step``) on a split of a store, by default the run's own.
 
     Args:
-        filtered: pairs that are taken out of the rankings before they are cut to k.
+        filtered: pairs that are taken out of the rankings before they are cut to k; by default those that the store
+            keeps for the split.
 
     Returns:
         ``{"split", "instances", "unseen_labels", "step", "metrics": {"P@1": ..., ...}}`` with fractions in 0...1.
@@ -142,7 +121,7 @@ def evaluate(
             ks=ks,
             inverse_propensity=weights,
             device=device,
-            filtered=filtered,
+            filtered=load_filter(store, index, split) if filtered is None else filtered,
         )
     finally:
         classifier.close()

@@ -13,7 +13,7 @@ from elmo_kernels import BLOCK_LABELS
 from elmo_kernels.types import DIM_MULTIPLE
 
 from elmo_stream.config import Config, LoaderConfig, parse_size
-from elmo_stream.data.index import StoreIndex
+from elmo_stream.data.index import BOW, StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.model.placement import DEFAULT_CHUNK_LABELS, DEVICE, MAPPED, PINNED, ChunkPlan, plan_chunks
@@ -32,7 +32,7 @@ EVALUATION, CHECKPOINT = "evaluation", "checkpoint"
 
 @dataclass(frozen=True)
 class DataSizes:
-    """What a plan needs to know of the data: counts, and the largest shard in memory."""
+    """What a plan needs to know of the data: counts, the largest shard, and whether it is text or features."""
 
     labels: int
     train_instances: int
@@ -43,6 +43,7 @@ class DataSizes:
     positives_per_instance: float
     shards: int
     shard_rows: int
+    ordered: bool = True
 
     @classmethod
     def of_store(cls, index: StoreIndex, config: Config) -> "DataSizes":
@@ -58,6 +59,7 @@ class DataSizes:
             positives_per_instance=train.positives / train.instances,
             shards=len(train.shards),
             shard_rows=max(shard.rows for shard in train.shards),
+            ordered=index.tokenizer.kind != BOW,
         )
 
     @classmethod

@@ -2,23 +2,32 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import torch
 
-from elmo_stream.data.batch import pad
+from elmo_stream.data.batch import pad, pad_weights
+from elmo_stream.data.bow import BagOfFeatures
 from elmo_stream.data.labels import LabelNames
-from elmo_stream.data.readers import Fields, Part, check_format, read_part
-from elmo_stream.data.tokenize import Tokenizer
+from elmo_stream.data.readers import FORMATS, read_part, split_source
+from elmo_stream.data.readers.detect import open_source
+from elmo_stream.data.readers.instance import Fields, RawInstance
+from elmo_stream.data.readers.unpack import unpack
+from elmo_stream.data.tokenize import load_tokenizer
 from elmo_stream.errors import UserError
 from elmo_stream.system import fsync_path
 from elmo_stream.training.models import trained_model
 from elmo_stream.training.plan import EVALUATION_BATCH
 from elmo_stream.training.run import device_of_run, open_run
 from elmo_stream.training.runlog import Report
+
+PART_BYTES = 32 << 20
 
 Prediction = list[tuple[str, float]]
 
@@ -38,7 +47,7 @@ class Predictor:
     def __init__(self, run: Path | str, *, step: int | None = None, report: Report = print) -> None:
         self._device = device_of_run()
         self.step, self._encoder, self._classifier = trained_model(open_run(Path(run)), step, self._device, report)
-        self._tokenizer = Tokenizer.load(Path(run) / "tokenizer")
+        self._tokenizer = load_tokenizer(Path(run) / "tokenizer")
         self._names = LabelNames(Path(run) / "labels")
 
     def close(self) -> None:
@@ -54,10 +63,28 @@ class Predictor:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise UserError(f"The text {text!r:.80} is not valid Unicode; give it as UTF-8.") from error
-        tokens, offsets, _ = self._tokenizer.encode_batch(texts)
+        return self.tag([RawInstance(text, (), 0) for text in texts], k)
+
+    def tag(self, instances: Sequence[RawInstance], k: int = 5) -> list[Prediction]:
+        """The same for instances, of texts or of features, as the run was trained on; at least one.
+
+        Raises:
+            UserError: they are of the other kind.
+        """
+        bow = isinstance(self._tokenizer, BagOfFeatures)
+        if bow != (instances[0].features is not None):
+            kinds = ("features", "texts") if bow else ("texts", "features")
+            raise UserError(f"the run was trained on {kinds[0]}, and cannot tag {kinds[1]}.")
+        weights = None
+        if isinstance(self._tokenizer, BagOfFeatures):
+            features = [instance.features for instance in instances if instance.features is not None]
+            tokens, offsets, weights, _ = self._tokenizer.encode_features(features)
+        else:
+            tokens, offsets, _ = self._tokenizer.encode_batch([instance.text for instance in instances])
         token_ids_BT, mask_BT = pad(tokens, offsets, self._tokenizer.pad_id)
+        weight_BT = None if weights is None else pad_weights(weights, mask_BT).to(self._device)
         with torch.no_grad():
-            x_BD = self._encoder(token_ids_BT.to(self._device), mask_BT.to(self._device))
+            x_BD = self._encoder(token_ids_BT.to(self._device), mask_BT.to(self._device), weight_BT)
             scores_BK, ids_BK = self._classifier.topk(x_BD, k)
         probability_BK = self._classifier.probability(scores_BK).cpu().numpy()
         return [
@@ -67,9 +94,17 @@ class Predictor:
 
 
 def predict(
-    run: Path, source: Path, out: Path, *, k: int = 5, text_fields: Sequence[str] = ("text",), report: Report = print
+    run: Path,
+    source: Path,
+    out: Path,
+    *,
+    k: int = 5,
+    text_fields: Sequence[str] | None = None,
+    report: Report = print,
 ) -> int:
-    """Tag every line of a JSONL file; line i of ``out`` (JSONL, or Parquet by ending) belongs to line i of the input.
+    """Tag every instance of a file in any format that :func:`convert` reads, labels being left unread.
+
+    Line i of ``out`` (JSONL, or Parquet by ending) belongs to instance i of the input.
 
     Each line is ``{"labels": [...], "probabilities": [...]}``, best first. The output appears when it is complete.
 
@@ -85,13 +120,11 @@ def predict(
         raise UserError(f"{out}: its folder {out.parent} does not exist.")
     if out.suffix not in _WRITERS:
         raise UserError(f"{out}: the ending says no known format; expected {' or '.join(_WRITERS)}.")
-    check_format(source, "auto")
-    instances = read_part(Part(source, 0, source.stat().st_size), Fields(tuple(text_fields), label=None))
-    predictor = Predictor(run, report=report)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb") as stream:
-            count = _WRITERS[out.suffix](stream, _batches(predictor, (instance.text for instance in instances), k))
+        with _instances(source, text_fields, out.parent) as instances, open(temporary, "wb") as stream:
+            predictor = Predictor(run, report=report)
+            count = _WRITERS[out.suffix](stream, _batches(predictor, instances, k))
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, out)
@@ -104,10 +137,21 @@ def predict(
     return count
 
 
-def _batches(predictor: Predictor, texts: Iterable[str], k: int) -> Iterator[list[Prediction]]:
-    rest = iter(texts)
-    while batch := list(islice(rest, EVALUATION_BATCH)):
-        yield predictor(batch, k)
+@contextmanager
+def _instances(path: Path, text_fields: Sequence[str] | None, scratch: Path) -> Iterator[Iterator[RawInstance]]:
+    """The instances of a file, which is unpacked into a temporary folder below ``scratch`` where it is packed."""
+    source, _ = open_source(path, "auto", labeled=False)
+    fields = Fields(tuple(text_fields or FORMATS[source.format].text_fields), label=None)
+    with TemporaryDirectory(prefix=".unpacked-", dir=scratch) as folder:
+        if source.main.packing:
+            source = replace(source, main=unpack(source.main, Path(folder)))
+        parts = split_source(source, fields, PART_BYTES)
+        yield chain.from_iterable(read_part(part, fields) for part in parts)
+
+
+def _batches(predictor: Predictor, instances: Iterator[RawInstance], k: int) -> Iterator[list[Prediction]]:
+    while batch := list(islice(instances, EVALUATION_BATCH)):
+        yield predictor.tag(batch, k)
 
 
 def _as_row(prediction: Prediction) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def _plan(sizes: DataSizes, config: Config, tokenizer: Path | None, out: Path | 
 
 def _encoder(config: Config, data: DataSizes, tokenizer: Path | None) -> Encoder:
     """The encoder as training would make it; a large bag without its weights."""
-    sizes = {"vocab_size": data.vocab_size, "max_length": data.max_length}
+    sizes: dict[str, Any] = {"vocab_size": data.vocab_size, "max_length": data.max_length, "ordered": data.ordered}
     if config.encoder.kind == "bag":
         with torch.device("meta"):
             empty = restore_encoder(config.encoder, Path(), **sizes)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from elmo_stream.config import Config, EncoderConfig, load_config
+from elmo_stream.data.bow import MAX_FEATURES, is_bow
 from elmo_stream.data.index import Files, StoreIndex, TokenizerEntry, decode
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import (
@@ -103,6 +104,7 @@ def new_encoder(home: Path, config: Config, sizes: TokenizerEntry | RunInfo) -> 
         config.encoder,
         vocab_size=sizes.vocab_size,
         max_length=sizes.max_length,
+        ordered=not is_bow(home / "tokenizer"),
         tokenizer=home / "tokenizer" / "tokenizer.json",
         seed=config.seed,
     )
@@ -188,7 +190,8 @@ def open_run(path: Path) -> Run:
     info: RunInfo = decode(RunInfo, value, str(path / "run.json"))
     check_files(path, info.files)
     most_labels = (path / "labels" / "offsets.npy").stat().st_size // 8
-    most_tokens = (path / "tokenizer" / "tokenizer.json").stat().st_size
+    bow = is_bow(path / "tokenizer")
+    most_tokens = MAX_FEATURES + 1 if bow else (path / "tokenizer" / "tokenizer.json").stat().st_size
     sane = 0 < info.labels <= most_labels and 0 < info.vocab_size <= most_tokens and 0 < info.prior <= 1
     if not (sane and 0 < info.max_length <= MAX_LENGTH):
         raise CorruptError(f"{path / 'run.json'}: damaged; its sizes do not fit the files beside it.")
@@ -202,7 +205,11 @@ def load_encoder(run: Run, checkpoint: Checkpoint, config: EncoderConfig) -> Enc
         CorruptError: it asks for other tensors.
     """
     encoder = restore_encoder(
-        config, run.path / "encoder", vocab_size=run.info.vocab_size, max_length=run.info.max_length
+        config,
+        run.path / "encoder",
+        vocab_size=run.info.vocab_size,
+        max_length=run.info.max_length,
+        ordered=not is_bow(run.path / "tokenizer"),
     )
     try:
         encoder.load_state_dict(checkpoint.tensors("encoder"))

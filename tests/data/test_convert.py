@@ -157,7 +157,7 @@ def test_a_folder_with_files_of_the_user_is_refused_and_left_as_it_is(sample, tm
         ({"workers": 0}, "--workers 0"),
         ({"seed": -1}, "--seed -1"),
         ({"store": "tar"}, "--store tar"),
-        ({"format": "csv"}, "--format csv"),
+        ({"format": "xls"}, "--format xls"),
         ({"propensity": (float("nan"), 1.5)}, "--propensity"),
         ({"text_fields": ()}, "--text-field"),
     ],
