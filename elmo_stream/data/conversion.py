@@ -136,6 +136,8 @@ class Conversion:
 
     def _part_tasks(self, split: str, files: Sequence[Input]) -> list[PartTask]:
         parts = [(part, each) for each in files for part in split_source(each.source, each.fields, self._part_bytes)]
+        for name in dict.fromkeys(part.source.main.name for part, _ in parts if part.encoding != "utf-8"):
+            self._report(f"{name}: is not UTF-8 as a whole, and so is read as Latin-1")
         return [PartTask(self._build, split, number, part, each.fields) for number, (part, each) in enumerate(parts)]
 
     def _check_counts(self, counts: dict[str, list[PartCounts]]) -> None:

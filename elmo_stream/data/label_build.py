@@ -82,7 +82,7 @@ def write_texts(given: LabelList, label_map: LabelMap, folder: Path) -> None:
         given: the list of labels of the input, which knows names and texts by the ids of the input.
         label_map: from names to the ids of the store.
     """
-    place = np.empty(len(label_map), np.int64)
+    place = np.full(len(label_map), -1, np.int64)
     for first in range(0, len(given), _BLOCK):
         ids = np.arange(first, min(first + _BLOCK, len(given)))
         new_ids = label_map.lookup(given[ids.tolist()])
@@ -91,7 +91,7 @@ def write_texts(given: LabelList, label_map: LabelMap, folder: Path) -> None:
     offsets[0] = 0
     with open(folder / TEXTS_FILE, "wb") as stream:
         for label, row in enumerate(place.tolist()):
-            offsets[label + 1] = offsets[label] + stream.write(given.text(row))
+            offsets[label + 1] = offsets[label] + stream.write(given.text(row) if row >= 0 else b"")
 
 
 def _write_names(

@@ -5,6 +5,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from elmo_stream.data.readers import FORMATS
 from elmo_stream.data.readers.instance import InputFile, Source
@@ -54,10 +55,10 @@ def open_source(path: Path, format: str, label_file: Path | None = None, *, labe
         raise UserError(f"{path}: is {main.packing} data, but {format} is compressed in itself; unpack it first.")
     note = f"{path}: {format}, {why}" + (f"; {main.packing} data" if main.packing not in ("", NPZ) else "")
     labels = None
-    if not FORMATS[format].beside or not labeled or (format == "xc-bow" and label_file is None and _has_labels(main)):
-        if label_file is not None and not FORMATS[format].beside:
-            raise UserError(f"--label-file: {format} holds its labels in the file itself; leave the option out.")
-    else:
+    if not FORMATS[format].beside or (format == "xc-bow" and _has_labels(main)):
+        if label_file is not None:
+            raise UserError(f"--label-file: {path} holds its labels in itself; leave the option out.")
+    elif labeled:
         found = label_file or _label_file_beside(path)
         if found is None:
             raise UserError(
@@ -117,11 +118,12 @@ def _by_content(format: str, lines: list[bytes]) -> tuple[str, str] | None:
     if not lines:
         return None
     if format == "jsonl":
-        fields = _fields_of(lines[0])
-        if "target_ind" in fields:
+        objects = [_object(line) for line in lines]
+        if "target_ind" in objects[0]:
             return "xc-json", "by the field 'target_ind' in its first line"
-        if "subjects" in fields and "labels" not in fields:
-            return "annif", "by the field 'subjects' in its first line"
+        subjects = next((found for each in objects if isinstance(found := each.get("subjects"), list) and found), [])
+        if subjects and "labels" not in objects[0] and all(isinstance(subject, dict) for subject in subjects):
+            return "annif", "by the objects in its field 'subjects'"
     elif format == "tsv":
         cells = lines[0].rstrip(b"\r").split(b"\t")
         if len(cells) == 2 and cells[1].split() and all(_is_uri(cell) for cell in cells[1].split()):
@@ -133,12 +135,12 @@ def _by_content(format: str, lines: list[bytes]) -> tuple[str, str] | None:
     return None
 
 
-def _fields_of(line: bytes) -> set[str]:
+def _object(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        return set()
-    return set(value) if isinstance(value, dict) else set()
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _is_uri(cell: bytes) -> bool:

@@ -103,7 +103,7 @@ def unpack(file: InputFile, folder: Path) -> InputFile:
         _unpack_npz(file, folder)
         return replace(file, path=folder, packing="")
     plain = _unpacked_path(file, folder)
-    limit = max(_FREE_BYTES, _MAX_RATIO * file.path.stat().st_size)
+    limit = _most_bytes(file)
     written = line_begun = 0
     with open(plain, "wb") as stream:
         for piece in read_unpacked(file):
@@ -125,11 +125,17 @@ def _unpacked_path(file: InputFile, folder: Path) -> Path:
     return folder if file.packing == NPZ else folder / "plain"
 
 
+def _most_bytes(file: InputFile) -> int:
+    return max(_FREE_BYTES, _MAX_RATIO * file.path.stat().st_size)
+
+
 def _unpack_npz(file: InputFile, folder: Path) -> None:
     """The arrays of a sparse matrix as files to be mapped; members have fixed names, so none leaves the folder."""
     try:
         with zipfile.ZipFile(file.path) as archive:
             members = {member.filename: member for member in archive.infolist()}
+            if sum(member.file_size for member in members.values()) > _most_bytes(file):
+                raise UserError(f"{file.name}: unpacks to more than {_MAX_RATIO} times its size.")
             for name in _NPZ_ARRAYS:
                 if (member := members.get(f"{name}.npy")) is None:
                     raise UserError(

@@ -113,3 +113,25 @@ def test_weights_of_features_reach_the_store(tmp_path):
     assert shard.token_weights is not None
     assert (shard.tokens.tolist(), shard.token_offsets.tolist()) == ([1, 3, 0, 2], [0, 2, 3, 4])
     np.testing.assert_array_equal(shard.token_weights, np.array([0.5, -2, 1, 0.25], np.float32))
+
+
+def test_a_list_of_strings_named_subjects_is_no_corpus_of_annif(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "subjects": ["x y", "z"]}\n')
+    convert([tmp_path / "t.jsonl"], tmp_path / "s", label_field="subjects", tokenizer="train:64", workers=1)
+    assert sorted(LabelNames(tmp_path / "s" / "labels")[[0, 1]]) == ["x y", "z"]
+
+
+def test_texts_in_latin_1_are_read_and_the_user_is_told(tmp_path):
+    notes: list[str] = []
+    (tmp_path / "trn_X.txt").write_bytes("na\x00ïve\ncafé\u0085\n".encode("latin-1"))
+    (tmp_path / "trn_X_Y.txt").write_text("2 2\n0:1 1:0\n1:1\n")
+    convert([tmp_path / "trn_X.txt"], tmp_path / "s", tokenizer="train:64", workers=1, report=notes.append)
+    assert any("read as Latin-1" in note for note in notes)
+    assert StoreIndex.load(tmp_path / "s").splits["train"].positives == 2  # the entry of value 0 is none
+
+
+def test_a_label_file_beside_a_file_with_labels_is_refused_rather_than_ignored(tmp_path):
+    (tmp_path / "train.txt").write_text("1 4 2\n0 1:0.5\n")
+    (tmp_path / "y.txt").write_text("1 2\n1:1\n")
+    with pytest.raises(UserError, match="holds its labels in itself"):
+        convert([tmp_path / "train.txt"], tmp_path / "s", label_files=[tmp_path / "y.txt"], workers=1)

@@ -14,6 +14,7 @@ CSV_HEAD = b"text,labels\nfirst,a;b\n"
 TSV_HEAD = b"text\tlabels\nfirst\ta;b\n"
 XC_JSON = b'{"title": "first", "target_ind": [0]}\n'
 LBL = {"lbl.json": b'{"title": "a"}\n{"title": "b"}\n'}
+SUBJECT = b'{"text": "first", "subjects": [{"uri": "a"}]}\n'
 XC_BOW = b"2 4 3\n0,2 1:0.5 3:1\n"
 
 CSV: dict[str, Case] = {
@@ -114,12 +115,20 @@ ANNIF: dict[str, Case] = {
     "blank": ({"t.tsv": b"first\t<http://a>\n\nsecond\t<http://a>\n"}, 2, "the line is blank"),
     "empty uri": ({"t.tsv": b"first\t<http://a>\nsecond\t<>\n"}, 2, "label 1 is empty"),
     "long uri": ({"t.tsv": b"first\t<http://a>\nsecond\t<" + b"a" * 5000 + b">\n"}, 2, "longer than 4096"),
-    "not json": ({"t.jsonl": b'{"text": "a", "subjects": []}\nhello\n'}, 2, "not valid JSON"),
-    "no subjects": ({"t.jsonl": b'{"text": "a", "subjects": []}\n{"text": "b"}\n'}, 2, "field 'subjects' is missing"),
-    "subjects a string": ({"t.jsonl": b'{"text": "a", "subjects": "b"}\n'}, 1, "is a string; expected a list"),
-    "subject a string": ({"t.jsonl": b'{"text": "a", "subjects": ["b"]}\n'}, 1, "subject 1 in field 'subjects'"),
+    "not json": ({"t.jsonl": SUBJECT + b"hello\n"}, 2, "not valid JSON"),
+    "no subjects": ({"t.jsonl": SUBJECT + b'{"text": "b"}\n'}, 2, "field 'subjects' is missing"),
+    "subjects a string": (
+        {"t.jsonl": SUBJECT + b'{"text": "a", "subjects": "b"}\n'},
+        2,
+        "is a string; expected a list",
+    ),
+    "subject a string": (
+        {"t.jsonl": SUBJECT + b'{"text": "a", "subjects": ["b"]}\n'},
+        2,
+        "subject 1 in field 'subjects'",
+    ),
     "subject without a name": ({"t.jsonl": b'{"text": "a", "subjects": [{"x": 1}]}\n'}, 1, "'uri' or 'label'"),
-    "no text": ({"t.jsonl": b'{"title": "a", "subjects": []}\n'}, 1, "field 'text' is missing"),
+    "no text": ({"t.jsonl": SUBJECT + b'{"title": "a", "subjects": []}\n'}, 2, "field 'text' is missing"),
 }
 ALL = {
     f"{format}: {name}": case
