@@ -157,7 +157,7 @@ def write_index(store, change) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        (lambda value: value.update(version=2), UserError, "version 2"),
+        (lambda value: value.update(version=3), UserError, "version 3"),
         (lambda value: value.update(format="other"), CorruptError, "'format'"),
         (lambda value: value.update(seed=1), CorruptError, "fingerprint"),
         (lambda value: value.update(extra=1), CorruptError, "exactly the keys"),
