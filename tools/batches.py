@@ -30,7 +30,7 @@ class Shape:
         return cls(labels, dim, batch)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """Embeddings and sorted positives, as ``elmo_kernels.Positives`` describes them."""
 

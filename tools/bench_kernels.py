@@ -40,16 +40,17 @@ FITS_SHARE = 0.6
 TOP_K = 100
 CHUNK_LABELS = 32 * ek.BLOCK_LABELS
 """Labels of a chunk of the single operations; the step chooses its own."""
+KAHAN_BYTES = 2
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0 + 1.0 / ek.GROUP_FEATURES}
 
 
-def fitting(shape: Shape, fmt: str, device: torch.device) -> Shape:
+def fitting(shape: Shape, fmt: str, kahan_head: float, device: torch.device) -> Shape:
     """The shape, with as many of its labels as fit into the free memory of the device."""
     if device.type != "cuda":
         return shape
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    most = int(FITS_SHARE * free / (BYTES[fmt] * shape.dim))
+    most = int(FITS_SHARE * free / ((BYTES[fmt] + KAHAN_BYTES * kahan_head) * shape.dim))
     return Shape(min(shape.labels, most), shape.dim, shape.batch)
 
 
@@ -117,16 +118,20 @@ OPERATIONS = (
 STEP_PASSES, STEP_PRODUCTS = 2, 6
 
 
-def bound_ms(shape: Shape, fmt: str, passes: int, products: int, rates: Roofline) -> float:
-    """The least time of so many passes over the weights and operations a weight and instance."""
+def bound_ms(shape: Shape, fmt: str, kahan_head: float, passes: int, products: int, rates: Roofline) -> float:
+    """The least time of so many passes over the weights and operations a weight and instance.
+
+    A second pass writes the weights; then the compensations are read and written too.
+    """
     weights = shape.labels * shape.dim
-    return rates.bound_ms(data=passes * BYTES[fmt] * weights, operations=products * weights * shape.batch, fmt=fmt)
+    data = weights * (passes * BYTES[fmt] + (2 * KAHAN_BYTES * kahan_head if passes > 1 else 0))
+    return rates.bound_ms(data=data, operations=products * weights * shape.batch, fmt=fmt)
 
 
 def rows_of(shape: Shape, fmt: str, kahan_head: float, rates: Roofline, options: argparse.Namespace) -> Iterator[Row]:
     """A row for each operation, for a training step and, on a GPU, for a step that must not wait and the peer's."""
     device: torch.device = options.device
-    shape = fitting(shape, fmt, device)
+    shape = fitting(shape, fmt, kahan_head, device)
     name = f"{fmt}+kahan" if kahan_head else fmt
     row = {"format": name, "labels": shape.labels, "dim": shape.dim, "batch": shape.batch}
 
@@ -134,7 +139,7 @@ def rows_of(shape: Shape, fmt: str, kahan_head: float, rates: Roofline, options:
         memory = transient_bytes(work, device)
         chosen, how = captured(work, device) if capture else (work, "trainer")
         ms = median_ms(chosen, device, repeats=options.repeats)
-        bound = bound_ms(shape, fmt, passes, products, rates)
+        bound = bound_ms(shape, fmt, kahan_head, passes, products, rates)
         return {"ms": ms, "bound": bound, "share": bound / ms, "MiB": memory and memory / MIB, "run": how}
 
     def operations() -> Iterator[Row]:

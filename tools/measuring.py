@@ -55,13 +55,17 @@ def clocked_ms(work: Work) -> float:
 
 
 def transient_bytes(work: Work, device: torch.device) -> int | None:
-    """Memory of the GPU's allocator that a call takes beyond what is held before it; None on a CPU."""
+    """Most memory of the GPU's allocator beyond what is held before, while calls compile, capture and run.
+
+    None on a CPU.
+    """
     if device.type != "cuda":
         return None
     synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    work()
+    for _ in range(WARM_UPS):
+        work()
     synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 
