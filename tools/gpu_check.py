@@ -141,7 +141,9 @@ def main() -> int:
     for section in SECTIONS:
         if options.only and section.name not in options.only:
             continue
-        budget = max(LEAST_SECONDS, min(section.budget, end - time.monotonic()))
+        left = end - time.monotonic()
+        # A dry run on a slow CPU is no failure: only the whole has a limit.
+        budget = max(LEAST_SECONDS, left if options.dry_run else min(section.budget, left))
         print(f"{section.name}: at most {budget:.0f} s", flush=True)
         outcomes.append(run(section, options, budget))
     machine = next((o.content["machine"] for o in outcomes if "machine" in o.content), {})
