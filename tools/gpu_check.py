@@ -146,7 +146,7 @@ def main() -> int:
         budget = max(LEAST_SECONDS, left if options.dry_run else min(section.budget, left))
         print(f"{section.name}: at most {budget:.0f} s", flush=True)
         outcomes.append(run(section, options, budget))
-    machine = next((o.content["machine"] for o in outcomes if "machine" in o.content), {})
+    machine: dict[str, str] = next((o.content["machine"] for o in outcomes if "machine" in o.content), {})
     sections = [{"section": o.section.name, "verdict": o.verdict, "seconds": o.seconds, **o.content} for o in outcomes]
     text = json.dumps({"machine": machine, "sections": sections}, indent=1)
     (options.out / "gpu-check.json").write_text(text + "\n", encoding="utf-8")
