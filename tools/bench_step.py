@@ -32,6 +32,7 @@ from tools.tables import Row
 CPU = torch.device("cpu")
 TORCH = "torch"
 CONTENDERS = ("fp8", "bf16", "fp32", TORCH)
+TINY_CONTENDERS, TINY_SHAPE = ("bf16", TORCH), Shape(2048, 64, 8)
 COLUMNS = ("step", "ms", "MiB", "time / torch", "memory / torch", "time / bf16", "goal")
 GOALS = {"fp8": "time / torch <= 0.6 (aim 0.4), memory / torch <= 0.25, time / bf16 <= 1.15"}
 SMALL_LABELS = 1024
@@ -122,16 +123,16 @@ class Contender:
         return line
 
 
-def run(shape: Shape, rounds: int, threads: int) -> list[Row]:
-    """A row a contender."""
+def run(names: Sequence[str], shape: Shape, rounds: int, threads: int) -> list[Row]:
+    """A row a contender; "bf16" and "torch", with which the others are compared, are among them."""
     small = Shape(min(SMALL_LABELS, shape.labels), shape.dim, shape.batch)
     idle = {}
-    for name in CONTENDERS:
+    for name in names:
         lone = Contender(name, small, threads)
         for _ in range(WARM_UPS):
             lone.step()
         idle[name] = lone.finish()
-    racers = {name: Contender(name, shape, threads) for name in CONTENDERS}
+    racers = {name: Contender(name, shape, threads) for name in names}
     for _ in range(WARM_UPS + rounds):
         for racer in racers.values():
             racer.step()
@@ -152,7 +153,7 @@ def run(shape: Shape, rounds: int, threads: int) -> list[Row]:
             "goal": GOALS.get(name),
             "all_ms": times[name],
         }
-        for name in CONTENDERS
+        for name in names
     ]
 
 
@@ -164,12 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.serve:
         serve(options.serve, options.shape)
         return 0
-    shape = Shape(2048, 64, 8) if options.tiny else options.shape
-    return finish(options, run(shape, options.rounds, options.threads), COLUMNS)
+    names, shape = (TINY_CONTENDERS, TINY_SHAPE) if options.tiny else (CONTENDERS, options.shape)
+    return finish(options, run(names, shape, options.rounds, options.threads), COLUMNS)
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser(__doc__, tiny="2,048 labels: tries the code")
+    made = parser(__doc__, tiny="2,048 labels, two contenders: tries the code")
     made.set_defaults(device=CPU)
     made.add_argument("--shape", type=Shape.parse, default=Shape(131072, 384, 128), metavar="LABELSxDIMxBATCH")
     made.add_argument("--rounds", type=int, default=11, help="timed steps of each contender")

@@ -67,11 +67,11 @@ def test_bench_step_races_steps_that_do_the_same_work() -> None:
             assert (dx_BD - plain).norm() < tolerance * plain.norm()
 
 
-def test_bench_step_prints_every_contender(tmp_path: Path) -> None:
+def test_bench_step_races_processes_and_prints_ratios(tmp_path: Path) -> None:
     done = _run("-m", "tools.bench_step", "--tiny", "--rounds", "1", "--threads", "1", "--json", tmp_path / "step.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
-    assert [row["step"] for row in rows] == ["fp8", "bf16", "fp32", "torch"]
+    assert [row["step"] for row in rows] == ["bf16", "torch"]
     assert all(row["ms"] > 0 and row["time / torch"] > 0 for row in rows)
 
 
