@@ -25,7 +25,10 @@ _LARGEST = np.float32(rd.FP8_MAX * 2.0**rd.MAX_EXPONENT)
 _HALF = np.uint32(16)
 _LARGEST_BITS = _LARGEST.view(np.uint32)
 
-numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+# Numba, where it starts, sets the number of threads of the OpenMP that it shares with torch.
+_threads = torch.get_num_threads()
+numba.set_num_threads(min(_threads, numba.config.NUMBA_NUM_THREADS))
+torch.set_num_threads(_threads)
 
 
 @_parallel
