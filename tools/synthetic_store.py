@@ -68,6 +68,7 @@ def make_store(out: Path, *, labels: int, instances: int, test: int, tokens: int
         ),
         labels=LabelsEntry(labels, {path.name: file_entry(path) for path in sorted((out / "labels").iterdir())}),
         propensity=Propensity(0.55, 1.5),
+        filters={},
         splits=splits,
     ).save(out)
 
