@@ -116,7 +116,7 @@ def variants(arch: int, batches: list[int]) -> Iterator[Variant]:
                 yield update(f"{size}, masked", EVEN=False)
                 if fmt != "fp32":
                     yield update(f"{size}, kahan")
-            if not fused:
+            if not fused or batch == batches[0]:
                 yield Variant("input_grad_kernel", fmt, size, {**common, **config.input_grad_tiles(fmt, batch, arch)})
 
 
@@ -132,14 +132,16 @@ def hot_loop(sass: str) -> Counter[str]:
     """How often each instruction stands in the longest loop with matrix products."""
     lines = sass.splitlines()
     label = {line.strip(" :"): place for place, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line.strip())}
-    loops = [Counter[str]()]
+    found: dict[bool, list[Counter[str]]] = {True: [], False: []}
     for place, line in enumerate(lines):
-        # A jump back without a condition returns from code that was moved out of the way.
-        branch = re.search(r"(@!?U?P\d\s+BRA|BRA\S*\s+!?U?P\d,)[^`]*`\((\.L_x_\d+)\)", line)
-        if branch and label.get(branch[2], place) < place:
-            body = "\n".join(lines[label[branch[2]] : place + 1])
-            loops.append(Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", body)))
-    return max((loop for loop in loops if _product(loop)), key=Counter.total, default=Counter())
+        branch = re.search(r"(@!?U?P\d\s+)?BRA\S*\s+(!?U?P\d,)?[^`]*`\((\.L_x_\d+)\)", line)
+        if branch and label.get(branch[3], place) < place:
+            body = "\n".join(lines[label[branch[3]] : place + 1])
+            loop = Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", body))
+            if _product(loop):
+                found[bool(branch[1] or branch[2])].append(loop)
+    # A jump back without a condition may be the return from code that was moved out of the way.
+    return max(found[True], key=Counter.total, default=min(found[False], key=Counter.total, default=Counter()))
 
 
 def _product(loop: Counter[str]) -> str:
@@ -171,9 +173,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--arch", nargs="+", default=[f"sm_{arch}" for arch in SHARED_LIMIT], metavar="sm_NN")
     parser.add_argument("--batch", nargs="+", type=int, default=[128, 512], help="instances (default: 128 512)")
+    parser.add_argument("--brief", action="store_true", help="one variant of a kernel in a format")
     arguments = parser.parse_args()
     archs = [int(name.removeprefix("sm_")) for name in arguments.arch]
     work = [(variant, arch) for arch in archs for variant in variants(arch, arguments.batch)]
+    if arguments.brief:
+        work = list({(variant.kernel, variant.fmt, arch): (variant, arch) for variant, arch in reversed(work)}.values())
     print(f"Triton {triton.__version__}, {DIM} features")
     print(f"{'kernel':12} {'':18} {'':5} {'':6} registers local B shared B   of   product  int  FP32   all")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:

@@ -13,6 +13,8 @@ TILE_P = 32
 TILE_FLAT = 256
 MIN_STAGES_K = 7
 """The top-k is sorted 128 keys at a time, or more for a larger K."""
+INTERPRETER = 0
+"""Stands for a compute capability. Its calls are slow and its tiles of any size, so they are few and large."""
 FP32_TILES = {"TILE_L": 32, "TILE_B": 32, "TILE_D": 32}
 """Products in FP32 have no tensor cores."""
 
@@ -38,6 +40,8 @@ def is_fused(fmt: str, batch: int, capability: int) -> bool:
 
 def logit_tiles(fmt: str, batch: int, capability: int) -> Launch:
     """Of ``slope_kernel`` and ``candidate_kernel``."""
+    if capability == INTERPRETER:
+        return {**_tiles(256, batch, 64), **_options(4)}
     if fmt == "fp32":
         return {**FP32_TILES, **_options(4)}
     if capability // 10 == 10:  # sums in tensor memory, which a thread reads at once, must fit its registers
@@ -51,18 +55,26 @@ def update_tiles(fmt: str, batch: int, capability: int, *, plain: bool) -> Launc
     ``CHAINED`` decodes a weight once. That needs all warps side by side on the labels, which leaves no register
     for anything but the plain fp8 update.
     """
+    if capability == INTERPRETER:
+        return {"CHAINED": False, **_tiles(256, batch, 64), **_options(4)}
     if fmt == "fp32":
         return {"CHAINED": False, **FP32_TILES, **_options(4)}
     if is_fused(fmt, batch, capability):
         chained = plain and fmt == "fp8"
-        return {"CHAINED": chained, **_tiles(64, batch, 128), **_options(4 if chained else 8)}
+        rows = 128 if chained and _is_hopper(capability) else 64
+        return {"CHAINED": chained, **_tiles(rows, batch, 128), **_options(8 if _is_hopper(capability) else 4)}
     if _is_hopper(capability):
         return {"CHAINED": False, **_tiles(128, batch, 128), **_options(8)}
-    return {"CHAINED": False, **_tiles(64, batch, 64), **_options(4)}
+    if capability // 10 == 10:
+        # Triton 3.7 fails to lay out a product in one or two pieces whose rows are summed up in registers.
+        return {"CHAINED": False, **_tiles(64, batch, 32), **_options(4)}
+    return {"CHAINED": False, **_tiles(64, batch, 64), **_options(8)}
 
 
 def input_grad_tiles(fmt: str, batch: int, capability: int) -> Launch:
     """Of ``input_grad_kernel``."""
+    if capability == INTERPRETER:
+        return {**_tiles(256, batch, 64), **_options(4)}
     if fmt == "fp32":
         return {**FP32_TILES, **_options(4)}
     return {**_tiles(64, batch, 128), **_options(8)}

@@ -67,8 +67,7 @@ def slope_kernel(
     tt.store(g_ptr + first * B + row[:, None] * B + instance[None, :], _slope(z, LOSS), inside, EVEN)
     if WANT_LOSS:
         tile = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-        value = tl.reshape(tl.where(inside, _value(z, LOSS), 0.0), (TILE_L * TILE_B,))
-        tl.store(loss_ptr + tile, tl.sum(value, 0))
+        tl.store(loss_ptr + tile, tl.sum(tl.where(inside, _value(z, LOSS), 0.0)))
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from torch import Tensor
 from elmo_kernels import rounding, triton_logits, triton_update
 from elmo_kernels.reference import ROWS  # noqa: F401 - rows of a GPU are made and read by torch
 from elmo_kernels.triton_config import (
+    INTERPRETER,
     MIN_STAGES_K,
     TILE_FLAT,
     TILE_P,
@@ -50,7 +51,7 @@ def _interpreted() -> bool:
 
 def _capability(device: torch.device) -> int:
     if _interpreted():
-        return 80
+        return INTERPRETER
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 

@@ -12,12 +12,11 @@ from elmo_kernels import triton_tiles as tt
 from elmo_kernels import types
 
 _BLOCK = tl.constexpr(types.BLOCK_LABELS)
-_MEND_L = tl.constexpr(16)
 
 
 @triton.jit
 def _count(flag_ptr, which):  # pragma: no cover
-    tl.atomic_add(flag_ptr, tl.sum(tl.sum(which.to(tl.int32), 1), 0).to(tl.int64))
+    tl.atomic_add(flag_ptr, tl.sum(which.to(tl.int32)).to(tl.int64))
 
 
 @triton.jit
@@ -115,20 +114,20 @@ def update_kernel(
     limit: tl.constexpr = rt.LARGEST_BITS if FMT == "fp8" else rt.INF_BITS - 1
     groups: tl.constexpr = (D + TILE_D - 1) // TILE_D
     block, first_col = tl.program_id(0) // groups, tl.program_id(0) % groups * TILE_D
-    first = block.to(tl.int64) * _BLOCK
-    data_ptr += first * D
-    g_ptr += first * B
+    first = block * _BLOCK
+    data_ptr += first.to(tl.int64) * D
+    g_ptr += first.to(tl.int64) * B
     if FMT == "fp8":
-        exponent_ptr += first * groups
+        exponent_ptr += first.to(tl.int64) * groups
     if comp_ptr is not None:
-        comp_ptr += first * D
+        comp_ptr += first.to(tl.int64) * D
     stream = tl.load(scalars_ptr)
     lr = rt.fp32_value(tl.load(scalars_ptr + 1).to(tl.uint32))
     keep = rt.fp32_value(tl.load(scalars_ptr + 2).to(tl.uint32))
     instance = tl.arange(0, TILE_B)
     x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, EVEN), TILE_B, TILE_D)
     total = tl.zeros((TILE_B, TILE_D), tl.float32)
-    worst = tl.zeros((TILE_L,), tl.int32)
+    skipped = tl.zeros((TILE_L,), tl.int32)
     for start in range(0, _BLOCK, TILE_L):
         row = start + tl.arange(0, TILE_L)
         inside_row = row < L - first
@@ -137,26 +136,27 @@ def update_kernel(
             B, D, FMT, DOT_FP32, FUSED, CHAINED and not DOT_FP32, TILES_B, TILE_L, TILE_B, TILE_D, EVEN,
         )  # fmt: skip
         largest = tl.max(rt.magnitude_bits(v), 1)
-        worst = tl.maximum(worst, largest)
+        skipped |= (largest > limit).to(tl.int32) << (start // TILE_L)
         wanted = largest <= limit if EVEN else inside_row & (largest <= limit)
         _store(
-            data_ptr, exponent_ptr, comp_ptr, feature_ptr, v, v, largest, stream, label_offset + first + row, row,
+            data_ptr, exponent_ptr, comp_ptr, feature_ptr, v, v, largest, stream, label_offset + (first + row), row,
             wanted, H - first, first_col, D, FMT, STOCHASTIC, DOT_FP32, TILE_L, TILE_D, EVEN,
         )  # fmt: skip
     if FUSED:
         col = first_col + tl.arange(0, TILE_D)
         place = partial_ptr + (block.to(tl.int64) * B + instance[:, None]) * D + col[None, :]
         tt.store(place, tt.undealt(total, TILE_B, TILE_D), (instance < B)[:, None] & (col < D)[None, :], EVEN)
-    if tl.max(worst, 0) > limit:
+    # A bit a tile, for a second look at a row would see its new weights.
+    if tl.max((skipped != 0).to(tl.int32), 0) > 0:
         x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, EVEN), TILE_B, TILE_D)
-        for start in range(0, _BLOCK, _MEND_L):
-            row = start + tl.arange(0, _MEND_L)
+        for start in range(0, _BLOCK, TILE_L):
+            row = start + tl.arange(0, TILE_L)
             inside_row = row < L - first
             v, w, _ = _new_weights(
                 data_ptr, exponent_ptr, comp_ptr, g_ptr, x_ptr, x, 0, keep, lr, row, inside_row, H - first, first_col,
-                B, D, FMT, DOT_FP32, False, False, TILES_B, _MEND_L, TILE_B, TILE_D, EVEN,
+                B, D, FMT, DOT_FP32, False, False, TILES_B, TILE_L, TILE_B, TILE_D, EVEN,
             )  # fmt: skip
-            wanted = inside_row & (tl.max(rt.magnitude_bits(v), 1) > limit)
+            wanted = inside_row & (((skipped >> (start // TILE_L)) & 1) != 0)
             finite = rt.is_finite(v)
             _count(flags_ptr + 1, wanted[:, None] & (finite == 0))
             rounded = v
@@ -169,8 +169,8 @@ def update_kernel(
             largest = tl.max(rt.magnitude_bits(rounded), 1)
             _store(
                 data_ptr, exponent_ptr, comp_ptr, feature_ptr, v, rounded, largest, stream,
-                label_offset + first + row, row, wanted, H - first, first_col,
-                D, FMT, STOCHASTIC, DOT_FP32, _MEND_L, TILE_D, EVEN,
+                label_offset + (first + row), row, wanted, H - first, first_col,
+                D, FMT, STOCHASTIC, DOT_FP32, TILE_L, TILE_D, EVEN,
             )  # fmt: skip
 
 
@@ -183,11 +183,11 @@ def input_grad_kernel(
     """partial_NBD: ``g^T W`` of each of N label blocks of the chunk."""
     groups: tl.constexpr = (D + TILE_D - 1) // TILE_D
     block, first_col = tl.program_id(0) // groups, tl.program_id(0) % groups * TILE_D
-    first = block.to(tl.int64) * _BLOCK
-    data_ptr += first * D
-    g_ptr += first * B
+    first = block * _BLOCK
+    data_ptr += first.to(tl.int64) * D
+    g_ptr += first.to(tl.int64) * B
     if FMT == "fp8":
-        exponent_ptr += first * groups
+        exponent_ptr += first.to(tl.int64) * groups
     instance, col = tl.program_id(1) * TILE_B + tl.arange(0, TILE_B), first_col + tl.arange(0, TILE_D)
     total = tl.zeros((TILE_B, TILE_D), tl.float32)
     for start in range(0, _BLOCK, TILE_L):
