@@ -4,9 +4,11 @@ Shapes: L labels of a chunk, D features.
 """
 
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import elmo_kernels
@@ -37,12 +39,12 @@ class ChunkLayout:
             self.format, self.last - self.first, self.dim, self.first, kahan_rows=self.kahan_rows, device="meta"
         )
 
-    @cached_property
-    def sizes(self) -> dict[str, int]:
+    @property
+    def sizes(self) -> Mapping[str, int]:
         """Bytes of each stored tensor by its name in checkpoints."""
-        return {name: _bytes_of(tensor) for name, tensor in chunk_tensors(self._template).items()}
+        return _sizes(self.format, self.dim, self.last - self.first, self.kahan_rows)
 
-    @cached_property
+    @property
     def bytes(self) -> int:
         """Bytes of the chunk, whole pages."""
         needed = sum(_rounded(size, _TENSOR_ALIGNMENT) for size in self.sizes.values())
@@ -57,6 +59,13 @@ class ChunkLayout:
             views[name] = memory[start : start + size].view(tensor.dtype).view(tensor.shape)
             start += _rounded(size, _TENSOR_ALIGNMENT)
         return replace(self._template, **views)
+
+
+@lru_cache(maxsize=64)
+def _sizes(format: str, dim: int, labels: int, kahan_rows: int) -> Mapping[str, int]:
+    # Plans of a billion labels ask for the sizes of a million chunks, of which few differ.
+    layout = ChunkLayout(format, dim, 0, labels, kahan_rows)
+    return MappingProxyType({name: _bytes_of(tensor) for name, tensor in chunk_tensors(layout._template).items()})
 
 
 def chunk_layouts(num_labels: int, dim: int, config: ClassifierConfig, chunk_labels: int) -> list[ChunkLayout]:
