@@ -162,8 +162,9 @@ sys.exit(trainer.train(Path(store), Path(out), load_config(None, keys), on_oom=m
 
 
 def test_a_full_disk_for_scratch_files_is_said_before_training(store: Path, tmp_path: Path) -> None:
-    plan = plan_sizes(10**8, 1000, load_config(None, ["encoder.dim=4096", "classifier.format=fp32", "memory.device=2GiB", "threads=1",
-                                                      f"memory.disk={json.dumps(str(tmp_path))}"]))  # fmt: skip
+    keys = ["encoder.dim=4096", "classifier.format=fp32", "memory.device=2GiB", "threads=1"]
+    keys += [f"memory.disk={json.dumps(str(tmp_path))}"]
+    plan = plan_sizes(10**8, 1000, load_config(None, keys))
     assert DISK in plan.lacks() and "memory.disk" in " ".join(plan.advice())
 
 
