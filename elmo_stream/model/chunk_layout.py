@@ -42,13 +42,12 @@ class ChunkLayout:
     @property
     def sizes(self) -> Mapping[str, int]:
         """Bytes of each stored tensor by its name in checkpoints."""
-        return _sizes(self.format, self.dim, self.last - self.first, self.kahan_rows)
+        return _sizes(self.format, self.dim, self.last - self.first, self.kahan_rows)[0]
 
     @property
     def bytes(self) -> int:
         """Bytes of the chunk, whole pages."""
-        needed = sum(_rounded(size, _TENSOR_ALIGNMENT) for size in self.sizes.values())
-        return _rounded(needed, ALIGNMENT)
+        return _sizes(self.format, self.dim, self.last - self.first, self.kahan_rows)[1]
 
     def view(self, memory: Tensor) -> ChunkWeights:
         """The chunk whose tensors lie in ``memory``, uint8, at least ``bytes`` long."""
@@ -62,10 +61,11 @@ class ChunkLayout:
 
 
 @lru_cache(maxsize=64)
-def _sizes(format: str, dim: int, labels: int, kahan_rows: int) -> Mapping[str, int]:
-    # Plans of a billion labels ask for the sizes of a million chunks, of which few differ.
-    layout = ChunkLayout(format, dim, 0, labels, kahan_rows)
-    return MappingProxyType({name: _bytes_of(tensor) for name, tensor in chunk_tensors(layout._template).items()})
+def _sizes(format: str, dim: int, labels: int, kahan_rows: int) -> tuple[Mapping[str, int], int]:
+    """Bytes of each tensor of a chunk, and of all. Plans ask for those of a million chunks, of which few differ."""
+    template = ChunkLayout(format, dim, 0, labels, kahan_rows)._template
+    sizes = {name: _bytes_of(tensor) for name, tensor in chunk_tensors(template).items()}
+    return MappingProxyType(sizes), _rounded(sum(_rounded(s, _TENSOR_ALIGNMENT) for s in sizes.values()), ALIGNMENT)
 
 
 def chunk_layouts(num_labels: int, dim: int, config: ClassifierConfig, chunk_labels: int) -> list[ChunkLayout]:

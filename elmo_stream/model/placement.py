@@ -76,11 +76,12 @@ def plan_chunks(
 def _overflow(numbers: Sequence[int], layouts: Sequence[ChunkLayout], room: int) -> Sequence[int]:
     """The fewest of the chunks that must leave, so that the others and staging buffers for those that leave fit."""
 
+    sizes = {number: layouts[number].bytes for number in numbers}
+    total = sum(sizes.values())
+
     def fits(leaving: int) -> bool:
-        gone = _spread(numbers, leaving)
-        sizes = {number: layouts[number].bytes for number in numbers}
-        staging = min(STAGING_BUFFERS, leaving) * max((sizes[number] for number in gone), default=0)
-        return sum(sizes.values()) - sum(sizes[number] for number in gone) + staging <= room
+        gone = [sizes[number] for number in _spread(numbers, leaving)]
+        return total - sum(gone) + min(STAGING_BUFFERS, leaving) * max(gone, default=0) <= room
 
     if not numbers or fits(0):
         return []
