@@ -10,7 +10,7 @@ import torch
 from elmo_kernels.reference import products
 from torch import Tensor
 
-SHAPES = [(1, 1, 16), (1023, 3, 48), (2500, 33, 144)]
+SHAPES = [(1, 1, 16), (1013, 37, 80), (2500, 33, 144), (1013, 37, 768)]
 FORMATS = tuple(ek.FORMATS)
 
 
