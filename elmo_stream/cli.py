@@ -9,6 +9,7 @@ from elmo_stream.cli_common import (
     FILE,
     FOLDER,
     INPUT_FILE,
+    STORE,
     Verbs,
     as_lines,
     common_options,
@@ -46,7 +47,7 @@ main.add_command(plan)
 
 
 @main.command()
-@click.argument("store", type=FOLDER)
+@click.argument("store", type=STORE)
 @click.option("--out", type=FOLDER, help="Folder of the new run.")
 @config_options
 @click.option("--epochs", type=click.IntRange(1), help="Short for --set train.epochs=N.")
@@ -107,7 +108,7 @@ def train(
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@click.argument("store", type=FOLDER, required=False)
+@click.argument("store", type=STORE, required=False)
 @click.option(
     "--set",
     "overrides",
@@ -138,7 +139,7 @@ def _finish(code: int, run: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@click.argument("store", type=FOLDER, required=False)
+@click.argument("store", type=STORE, required=False)
 @click.option("--split", default="test", show_default=True, help="test, valid or train.")
 @click.option("--k", "ks", default="1,3,5", show_default=True, callback=parse_ks, help="Lengths of the ranking.")
 @click.option(
@@ -220,7 +221,7 @@ def predict(
 
 
 @main.command()
-@click.argument("path", type=FOLDER)
+@click.argument("path", type=STORE)
 @common_options
 def inspect(path: Path, as_json: bool) -> None:
     """Say what a store, a run or a checkpoint holds.
@@ -235,7 +236,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("path", type=FOLDER)
+@click.argument("path", type=STORE)
 @common_options
 def verify(path: Path, as_json: bool) -> None:
     """Compare every byte of a store, a run or a checkpoint with its checksums.

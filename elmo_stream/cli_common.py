@@ -13,11 +13,37 @@ from typing import Any
 
 import click
 
-from elmo_stream.errors import ElmoStreamError, out_of_memory
+from elmo_stream.errors import ElmoStreamError, UserError, out_of_memory
 
 EXIT_IO = 74
 PROGRESS_SECONDS = 2.0
-FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class _Folder(click.Path):
+    """A folder on a disk; a URL is refused, since nothing there can appear with one rename, its index last."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            raise UserError(
+                f"{value}: a URL, where a folder of a disk or a shared file system is needed; write there, "
+                "then copy it, a store's index.json last."
+            )
+        return super().convert(value, param, ctx)
+
+
+class _Store(click.Path):
+    """The folder of a store, or the URL of one that is read where it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            from elmo_stream.data.remote import local_store
+
+            return local_store(value)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Folder(path_type=Path, file_okay=False)
+STORE = _Store(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 INPUT_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

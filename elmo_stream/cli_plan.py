@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from elmo_stream.cli_common import FOLDER, common_options, config_options, show
+from elmo_stream.cli_common import STORE, common_options, config_options, show
 from elmo_stream.errors import UserError
 
 
 @click.command()
-@click.argument("store", type=FOLDER, required=False)
+@click.argument("store", type=STORE, required=False)
 @click.option("--labels", type=click.IntRange(1, 2**32 - 2), help="Instead of STORE: number of labels.")
 @click.option("--dim", type=click.IntRange(16, 65536), help="Instead of STORE: size of the embedding.")
 @click.option("--instances", type=click.IntRange(1), help="Instead of STORE: number of training instances.")

@@ -15,6 +15,7 @@ from elmo_stream.cli_common import (
     say,
     show,
 )
+from elmo_stream.errors import UserError
 
 FORMAT_NAMES = ("jsonl", "csv", "tsv", "parquet", "xc-json", "xc-text", "xc-bow", "npz", "annif")
 
@@ -69,7 +70,13 @@ FORMAT_NAMES = ("jsonl", "csv", "tsv", "parquet", "xc-json", "xc-text", "xc-bow"
     type=click.IntRange(1, 1 << 16),
     help="Tokens kept of a text, or features.  [default: 128 tokens, or all features]",
 )
-@click.option("--store", type=click.Choice(["zarr"]), default="zarr", show_default=True, help="How shards are kept.")
+@click.option(
+    "--store",
+    type=click.Choice(["zarr", "webdataset"]),
+    default="zarr",
+    show_default=True,
+    help="How shards are kept: zarr (compressed), or webdataset (plain tars of blocks of rows).",
+)
 @click.option(
     "--rows-per-shard", type=click.IntRange(1, 1 << 24), default=65536, show_default=True, help="Instances of a shard."
 )
@@ -82,6 +89,11 @@ FORMAT_NAMES = ("jsonl", "csv", "tsv", "parquet", "xc-json", "xc-text", "xc-bow"
     callback=parse_propensity,
     help="A,B of the propensity model: 0.5,0.4 for Wikipedia, 0.6,2.6 for Amazon.",
 )
+@click.option(
+    "--shard-index", type=click.IntRange(0), help="Read and tokenise one share of the input only: 0 to N - 1."
+)
+@click.option("--num-shards", type=click.IntRange(1), help="Shares of the input, N.")
+@click.option("--finalize", is_flag=True, help="Make the store out of the shares that were read.")
 @common_options
 def shard(
     train: tuple[Path, ...],
@@ -102,6 +114,9 @@ def shard(
     workers: int | None,
     seed: int,
     propensity: tuple[float, float],
+    shard_index: int | None,
+    num_shards: int | None,
+    finalize: bool,
     as_json: bool,
 ) -> None:
     """Convert text and labels to a store of shuffled shards.
@@ -112,9 +127,18 @@ def shard(
     A line of JSONL is {"text": "...", "labels": ["...", ...]}. Tables, the files of the Extreme Classification
     Repository and Annif's corpora are read as well, packed by gzip, xz or zstd too. Run the same command again to
     finish a conversion that was stopped.
+
+    An array of jobs shares the work in one folder that all of them see; then one more makes the store:
+
+    \b
+    elmo-stream shard train.jsonl --out store --tokenizer NAME --shard-index 3 --num-shards 16
+    elmo-stream shard train.jsonl --out store --tokenizer NAME --finalize
     """
     from elmo_stream.data.shard import convert
 
+    if (shard_index is None) != (num_shards is None) or (finalize and shard_index is not None):
+        raise UserError("give --shard-index together with --num-shards, or --finalize alone.")
+    job = None if shard_index is None or num_shards is None else (shard_index, num_shards)
     summary = convert(
         list(train),
         out,
@@ -134,6 +158,8 @@ def shard(
         workers=workers,
         seed=seed,
         propensity=propensity,
+        job=job,
+        finalize=finalize,
         report=say,
         progress=ProgressLines(),
     )

@@ -7,16 +7,17 @@ is built beside its final place and appears with one rename.
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from elmo_stream.errors import CorruptError, LockedError, UserError
 from elmo_stream.system import drop_cached, folder_lock, fsync_path
 
-_READ_BYTES = _COPY_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
 _FLUSH_BYTES = 64 << 20
 MAX_JSON_BYTES = 1 << 30
 
@@ -44,31 +45,9 @@ def flush_and_forget(path: Path) -> None:
         os.close(descriptor)
 
 
-def copy_listed(source: Path, target: Path, listed: dict[str, dict[str, Any]]) -> None:
-    """Copy listed files to a new folder and compare them on the way; no more than 64 MiB wait for the disk at a time.
-
-    Raises:
-        CorruptError: naming the first file of ``source`` that is missing, cut or altered.
-    """
-    for name, entry in listed.items():
-        path, digest, size = target / name, hashlib.sha256(), 0
-        if not (source / name).is_file():
-            raise CorruptError(f"{source / name}: missing, though it is listed as part of {source.name}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(source / name, "rb") as stream, open(path, "wb", buffering=0) as out:
-            while piece := stream.read(_COPY_BYTES):
-                digest.update(piece)
-                size += out.write(piece)
-                if size % _FLUSH_BYTES == 0:
-                    drop_cached(out.fileno())
-            drop_cached(out.fileno())
-        if (size, digest.hexdigest()) != (entry["bytes"], entry["sha256"]):
-            raise CorruptError(f"{source / name}: its size or checksum differs from the one written; it is damaged.")
-
-
 def write_bytes_durably(path: Path, data: bytes) -> None:
     """Write a file so that after a crash it is absent, as before, or complete."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(_temporary_name(path))
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
@@ -103,6 +82,11 @@ def read_json(path: Path) -> Any:
         raise CorruptError(f"{path}: not valid JSON ({error}); the file is damaged.") from error
 
 
+def _temporary_name(path: Path) -> str:
+    """Processes of several machines may write into one shared folder."""
+    return f"{path.name}.tmp-{platform.node()}-{os.getpid()}"
+
+
 def fsync_tree(root: Path) -> None:
     """Flush a folder with everything below it."""
     for folder, _, names in os.walk(root, topdown=False):
@@ -112,14 +96,16 @@ def fsync_tree(root: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold a folder, made if missing, against other processes; the lock ends with this process, however it ends.
+
+    ``shared`` and ``wait`` as in :func:`elmo_stream.system.folder_lock`.
 
     Raises:
         LockedError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with folder_lock(folder) as free:
+    with folder_lock(folder, shared=shared, wait=wait) as free:
         if not free:
             raise LockedError(f"{folder}: another process is working in this folder; let it end first.")
         yield
@@ -133,7 +119,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     """
     if final.exists():
         raise UserError(f"{final}: exists already; choose another place or remove it first.")
-    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    temporary = final.with_name(_temporary_name(final))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -153,20 +139,74 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_files(folder: Path, listed: dict[str, dict[str, Any]]) -> None:
+class Stream(Protocol):
+    """An open file that is read from front to back."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+
+    def __enter__(self) -> "Stream": ...
+
+    def __exit__(self, *error: Any) -> bool | None: ...
+
+
+class Readable(Protocol):
+    """A folder or file that is read: a local ``Path``, or what stands for one behind a URL."""
+
+    @property
+    def name(self) -> str:
+        """Last part of its path."""
+
+    def __truediv__(self, name: str, /) -> "Readable": ...
+
+    def open(self, mode: Literal["rb"], /) -> Stream:
+        """Open for reading; ``FileNotFoundError`` when it is not there."""
+
+
+def check_files(folder: Readable, listed: dict[str, dict[str, Any]]) -> None:
     """Compare files with their listed sizes and checksums.
 
     Raises:
         CorruptError: naming the first file that is missing, cut or altered.
     """
     for name, entry in listed.items():
-        path = folder / name
-        if not path.is_file():
-            raise CorruptError(f"{path}: missing, though it is listed as part of {folder.name}.")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise CorruptError(
-                f"{path}: has {size} bytes where {entry['bytes']} were written; the file was cut or altered."
-            )
-        if sha256_file(path) != entry["sha256"]:
-            raise CorruptError(f"{path}: its checksum differs from the one written; the file is damaged.")
+        for _ in _checked_pieces(folder / name, entry):
+            pass
+
+
+def copy_listed(source: Readable, target: Path, listed: dict[str, dict[str, Any]]) -> None:
+    """Copy listed files to a new folder, comparing them as ``check_files`` does; 64 MiB wait for the disk at most."""
+    for name, entry in listed.items():
+        path, waiting = target / name, 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb", buffering=0) as out:
+            for piece in _checked_pieces(source / name, entry):
+                waiting += out.write(piece)
+                if waiting >= _FLUSH_BYTES:
+                    drop_cached(out.fileno())
+                    waiting = 0
+            drop_cached(out.fileno())
+
+
+def read_listed(path: Readable, entry: dict[str, Any]) -> bytes:
+    """Content of a file, compared with its entry as ``check_files`` does."""
+    return b"".join(_checked_pieces(path, entry))
+
+
+def _checked_pieces(path: Readable, entry: dict[str, Any]) -> Iterator[bytes]:
+    """The content of a file in pieces, a byte beyond its listed size at most; raises at the end when it is another."""
+    digest, left = hashlib.sha256(), entry["bytes"] + 1
+    try:
+        stream = path.open("rb")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise CorruptError(f"{path}: missing, though the index or manifest lists it.") from error
+    with stream:
+        while left and (piece := stream.read(min(left, _READ_BYTES))):
+            digest.update(piece)
+            left -= len(piece)
+            yield piece
+    if left != 1:
+        found = f"has {entry['bytes'] + 1 - left} bytes" if left else "is longer"
+        raise CorruptError(f"{path}: {found} where {entry['bytes']} were written; the file was cut or altered.")
+    if digest.hexdigest() != entry["sha256"]:
+        raise CorruptError(f"{path}: its checksum differs from the one written; the file is damaged.")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from elmo_stream.data.index import StoreIndex
+from elmo_stream.data.remote import shards_of
 from elmo_stream.errors import UserError
 from elmo_stream.files import read_json
 from elmo_stream.training.checkpoint import Checkpoint, checkpoint_steps, checkpoints_folder, verify_checkpoint
@@ -87,7 +88,7 @@ def verify(path: Path) -> dict[str, Any]:
     kind = kind_of(path)
     if kind == "store":
         index = StoreIndex.load(path)
-        index.verify(path)
+        index.verify(path, shards_of(path))
         return {"kind": kind, "shards": sum(len(split.shards) for split in index.splits.values())}
     if kind == "checkpoint":
         verify_checkpoint(path)

@@ -26,17 +26,18 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[bool]:
+def folder_lock(folder: Path, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
     """Lock an existing folder against other processes while the context lasts; yields whether it was free.
 
-    The lock ends with this process, however it ends.
+    The lock ends with this process, however it ends. Holders of ``shared`` locks tolerate each other (but for Windows,
+    which has no such locks). ``wait`` waits until the folder is free.
     """
     if sys.platform == "win32":
         import msvcrt
 
         with open(folder.with_name(f"{folder.name}.lock"), "a+b") as stream:
             try:
-                msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+                msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
             except OSError:
                 yield False
                 return
@@ -47,7 +48,8 @@ def folder_lock(folder: Path) -> Iterator[bool]:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+                fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return

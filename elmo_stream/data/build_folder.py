@@ -79,6 +79,43 @@ def claim(out: Path, plan: dict[str, Any], report: Callable[[str], None]) -> Ite
         yield finished
 
 
+@contextmanager
+def join(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
+    """Take part in building ``plan`` in ``out`` beside the other jobs of an array; yields the scratch folder.
+
+    Raises:
+        UserError: ``out`` holds a store already, another conversion, or something that is not ours.
+        LockedError: a conversion that is no job of an array works there.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: exists already and is not a folder; choose another place with --out.")
+    with locked(out, shared=True):
+        build = out / BUILD_NAME
+        if (out / INDEX_NAME).exists():
+            raise UserError(f"{out}: exists already; choose another place with --out, or remove it first.")
+        if not build.is_dir():
+            if any(not path.name.startswith(BUILD_NAME) for path in out.iterdir()):
+                raise UserError(f"{out}: holds files of no conversion; choose an empty or new folder with --out.")
+            try:
+                with new_folder(build) as temporary:
+                    write_json_durably(temporary / _PLAN_NAME, plan)
+            except (UserError, OSError):
+                if not build.is_dir():  # no other job was faster
+                    raise
+        check_plan(out, plan)
+        yield build
+
+
+def check_plan(out: Path, plan: dict[str, Any]) -> None:
+    """Refuse where jobs of an array work, or have worked, on something else."""
+    path = out / BUILD_NAME / _PLAN_NAME
+    if not path.is_file() or read_json(path) != plan:
+        raise UserError(
+            f"{out}: holds no conversion of these inputs with these options; all jobs and --finalize must be given the "
+            "same. Remove it, or choose another folder with --out."
+        )
+
+
 def discard(out: Path) -> None:
     """Remove what a conversion made in ``out``, and ``out`` itself when nothing else is in it."""
     _remove_ours(out)
@@ -90,7 +127,7 @@ def remove_scratch(out: Path) -> None:
     """Remove the scratch of a finished conversion, its plan last, so that another try can go on from a kill."""
     for path in (out / BUILD_NAME).iterdir():
         if path.name != _PLAN_NAME:
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(out / BUILD_NAME)
 
 

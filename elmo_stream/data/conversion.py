@@ -30,7 +30,7 @@ from elmo_stream.data.readers.unpack import UnpackTask, unpack_file
 from elmo_stream.data.tokenize import Tokenizer, load_tokenizer, open_tokenizer, wants_training
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
-from elmo_stream.files import list_files, new_folder
+from elmo_stream.files import list_files, locked, new_folder
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; a stage is such as "counting train", done and total are parts
@@ -61,11 +61,14 @@ class Conversion:
         self._pool, self._report, self._progress = pool, report, progress
         self._tasks: dict[str, list[PartTask]] = {}
 
-    def run(self) -> StoreIndex:
-        """Everything but writing the index."""
-        self._inputs = self._unpacked()
-        self._name_labels()
-        self._tasks = {split: self._part_tasks(split, files) for split, files in self._inputs.splits.items()}
+    def run(self, *, from_shares: bool = False) -> StoreIndex:
+        """Everything but writing the index.
+
+        ``from_shares`` refuses, with a ``UserError``, to go on where a job has not finished its share.
+        """
+        self._prepare()
+        if from_shares:
+            self._check_shares()
         tokenizer = None if wants_training(self._options.tokenizer) else self._tokenizer()
         counts = {
             split: self._pool.map(count_part, tasks, self._tick("counting", split))
@@ -80,7 +83,7 @@ class Conversion:
             for split in self._tasks
         }
         return StoreIndex(
-            backend="zarr",
+            backend=self._options.backend,
             seed=self._options.seed,
             rows_per_shard=self._options.rows_per_shard,
             tokenizer=TokenizerEntry(
@@ -97,6 +100,32 @@ class Conversion:
             splits=splits,
             filters=self._filters(splits),
         )
+
+    def run_share(self, index: int, jobs: int) -> int:
+        """Pass 1 over every part whose number leaves ``index`` when divided by ``jobs``; returns how many there are."""
+        with locked(self._build, wait=True):  # what all jobs share is made by the first
+            self._prepare()
+            self._tokenizer()
+        tasks = self._all_tasks()[index::jobs]
+        self._pool.map(count_part, tasks, self._tick("counting", f"job {index}"))
+        return len(tasks)
+
+    def _prepare(self) -> None:
+        """Make the inputs readable, and cut them into parts."""
+        self._inputs = self._unpacked()
+        self._name_labels()
+        self._tasks = {split: self._part_tasks(split, files) for split, files in self._inputs.splits.items()}
+
+    def _check_shares(self) -> None:
+        tasks = self._all_tasks()
+        if missing := sum(not task.folder("count").is_dir() for task in tasks):
+            raise UserError(
+                f"{self._out}: {missing} of {len(tasks)} parts of the input have not been read; run the jobs that did "
+                "not end once more, then --finalize."
+            )
+
+    def _all_tasks(self) -> list[PartTask]:
+        return [task for tasks in self._tasks.values() for task in tasks]
 
     def _filters(self, splits: dict[str, SplitEntry]) -> Files:
         """Store the filter of the test split, where one is given."""
@@ -138,7 +167,11 @@ class Conversion:
         parts = [(part, each) for each in files for part in split_source(each.source, each.fields, self._part_bytes)]
         for name in dict.fromkeys(part.source.main.name for part, _ in parts if part.encoding != "utf-8"):
             self._report(f"{name}: is not UTF-8 as a whole, and so is read as Latin-1")
-        return [PartTask(self._build, split, number, part, each.fields) for number, (part, each) in enumerate(parts)]
+        tokenizer_folder = None if wants_training(self._options.tokenizer) else self._out / "tokenizer"
+        return [
+            PartTask(self._build, split, number, part, each.fields, tokenizer_folder)
+            for number, (part, each) in enumerate(parts)
+        ]
 
     def _check_counts(self, counts: dict[str, list[PartCounts]]) -> None:
         for split, parts in counts.items():

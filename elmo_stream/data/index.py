@@ -10,10 +10,10 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from elmo_stream.errors import CorruptError, UserError
-from elmo_stream.files import check_files, read_json, write_json_durably
+from elmo_stream.files import Readable, check_files, read_json, write_json_durably
 
 FORMAT = "elmo-stream-store"
 VERSION = 2
@@ -22,6 +22,7 @@ BUILD_NAME = ".build"
 FILTERS = "filters"
 BOW = "bow"  # the kind of tokenizer whose tokens are features with weights
 SPLITS = ("train", "test", "valid")
+BACKENDS = ("zarr", "webdataset")
 MAX_LABELS = 2**32 - 2
 _SHARD_NAME = re.compile(r"shard-\d{5,}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -97,7 +98,7 @@ class StoreIndex:
     ``filters`` lists the files of pairs that no ranking may hold, ``SPLIT.npy`` in ``filters/``.
     """
 
-    backend: Literal["zarr"]
+    backend: str
     seed: int
     rows_per_shard: int
     tokenizer: TokenizerEntry
@@ -143,8 +144,8 @@ class StoreIndex:
         head = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
         write_json_durably(store / INDEX_NAME, head | asdict(self))
 
-    def verify(self, store: Path) -> None:
-        """Read every file of the store and compare sizes and SHA-256.
+    def verify(self, store: Path, shards: Readable | None = None) -> None:
+        """Read every file of the store and compare sizes and SHA-256; ``shards`` tells where they are, if elsewhere.
 
         Raises:
             CorruptError: naming the first file that is missing, cut or altered.
@@ -154,9 +155,11 @@ class StoreIndex:
         check_files(store / FILTERS, self.filters)
         for split, entry in self.splits.items():
             for shard in entry.shards:
-                check_files(store / split / shard.name, shard.files)
+                check_files((shards or store) / split / shard.name, shard.files)
 
     def _check_consistency(self, path: Path) -> None:
+        if self.backend not in BACKENDS:
+            raise CorruptError(f"{path}: backend {self.backend!r:.60} is not one of {', '.join(BACKENDS)}.")
         if not 0 < self.labels.count <= MAX_LABELS:
             raise CorruptError(f"{path}: labels.count {self.labels.count} is not in 1...{MAX_LABELS}.")
         if "train" not in self.splits or not set(self.splits) <= set(SPLITS):
@@ -192,8 +195,6 @@ def decode(kind: Any, value: Any, where: str) -> Any:
             raise CorruptError(f"{where}: expected exactly the keys {sorted(expected)}.")
         return kind(**{key: decode(hints[key], value[key], f"{where}: {key}") for key in value})
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal and value in arguments:
-        return value
     if origin is tuple and isinstance(value, list):
         return tuple(decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):

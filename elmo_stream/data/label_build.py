@@ -1,12 +1,15 @@
 """Building the label map in bounded memory, for more labels than a dictionary could hold.
 
 Every worker counts into a bounded dictionary and spills it as runs. Runs are merged, at most 64 at a time,
-reading each from front to back. The last run alone decides the ids, in at most about 40 bytes a label.
+reading each from front to back. The last run alone decides the ids, in about 28 bytes a label; whatever is in the order
+of the runs or of the ids is written as it comes, since pages of a mapped file would count as memory until they are
+written back.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,24 +55,29 @@ def build_labels(runs: Sequence[Run], scratch: Path, names_folder: Path, lookup_
         raise UserError(f"the training data has {total} distinct labels; at most {MAX_LABELS} fit into 32-bit ids.")
     frequency = np.empty(total, np.uint32)
     starts = np.zeros(total + 1, np.int64)
-    hashes = _create(lookup_folder / HASHES_FILE, "<u8", total)
-    checks = _create(lookup_folder / CHECKS_FILE, "<u8", total)
     place = 0
-    for records in _read_blocks(run):
-        block = slice(place, place + len(records))
-        if int(records["count"].max()) >= 2**32:
-            raise UserError(
-                "a label has more than 2^32 - 1 training instances, which its stored frequency cannot hold."
-            )
-        hashes[block], checks[block] = records["hash"], records["check"]
-        frequency[block] = records["count"]
-        starts[place + 1 : block.stop + 1] = starts[place] + np.cumsum(records["length"], dtype=np.int64)
-        place = block.stop
+    with (
+        _new_array(lookup_folder / HASHES_FILE, "<u8", total) as hashes,
+        _new_array(lookup_folder / CHECKS_FILE, "<u8", total) as checks,
+    ):
+        for records in _read_blocks(run):
+            block = slice(place, place + len(records))
+            if int(records["count"].max()) >= 2**32:
+                raise UserError(
+                    "a label has more than 2^32 - 1 training instances, which its stored frequency cannot hold."
+                )
+            hashes.write(records["hash"].tobytes())
+            checks.write(records["check"].tobytes())
+            frequency[block] = records["count"]
+            starts[place + 1 : block.stop + 1] = starts[place] + np.cumsum(records["length"], dtype=np.int64)
+            place = block.stop
     # Records come by ascending hash, so a stable sort by falling frequency breaks ties by hash.
     order = np.argsort(~frequency, kind="stable")
-    ids = _create(lookup_folder / IDS_FILE, "<u4", total)
+    ids = np.empty(total, np.uint32)
     for first in range(0, total, _BLOCK):
         ids[order[first : first + _BLOCK]] = np.arange(first, min(first + _BLOCK, total), dtype=np.uint32)
+    np.save(lookup_folder / IDS_FILE, ids)
+    del ids
     _write_names(run, order, starts, frequency, names_folder)
     run.remove()
     return total
@@ -87,26 +95,37 @@ def write_texts(given: LabelList, label_map: LabelMap, folder: Path) -> None:
         ids = np.arange(first, min(first + _BLOCK, len(given)))
         new_ids = label_map.lookup(given[ids.tolist()])
         place[new_ids[new_ids >= 0]] = ids[new_ids >= 0]
-    offsets = _create(folder / TEXT_OFFSETS_FILE, "<i8", len(place) + 1)
-    offsets[0] = 0
-    with open(folder / TEXTS_FILE, "wb") as stream:
-        for label, row in enumerate(place.tolist()):
-            offsets[label + 1] = offsets[label] + stream.write(given.text(row) if row >= 0 else b"")
+    written = np.zeros(1, np.int64)
+    with (
+        open(folder / TEXTS_FILE, "wb") as texts,
+        _new_array(folder / TEXT_OFFSETS_FILE, "<i8", len(place) + 1) as offsets,
+    ):
+        offsets.write(written.tobytes())
+        for first in range(0, len(place), _BLOCK):
+            rows = place[first : first + _BLOCK].tolist()
+            lengths = [texts.write(given.text(row) if row >= 0 else b"") for row in rows]
+            written = written[-1] + np.cumsum(lengths, dtype=np.int64)
+            offsets.write(written.tobytes())
 
 
 def _write_names(
     run: Run, order: NDArray[np.int64], starts: NDArray[np.int64], frequency: NDArray[np.uint32], folder: Path
 ) -> None:
     total = len(order)
-    offsets = _create(folder / OFFSETS_FILE, "<i8", total + 1)
-    frequencies = _create(folder / FREQUENCY_FILE, "<u4", total)
-    offsets[0] = 0
-    with open(run.names_path, "rb", buffering=0) as names, open(folder / NAMES_FILE, "wb") as sorted_names:
+    written = np.zeros(1, np.int64)
+    with (
+        open(run.names_path, "rb", buffering=0) as names,
+        open(folder / NAMES_FILE, "wb") as sorted_names,
+        _new_array(folder / OFFSETS_FILE, "<i8", total + 1) as offsets,
+        _new_array(folder / FREQUENCY_FILE, "<u4", total) as frequencies,
+    ):
+        offsets.write(written.tobytes())
         for first in range(0, total, _BLOCK):
             places = order[first : first + _BLOCK]
             begin, end = starts[places], starts[places + 1]
-            frequencies[first : first + _BLOCK] = frequency[places]
-            offsets[first + 1 : first + len(places) + 1] = offsets[first] + np.cumsum(end - begin)
+            frequencies.write(frequency[places].tobytes())
+            written = written[-1] + np.cumsum(end - begin)
+            offsets.write(written.tobytes())
             for at, length in zip(begin.tolist(), (end - begin).tolist(), strict=True):
                 names.seek(at)
                 sorted_names.write(names.read(length))
@@ -162,5 +181,9 @@ def _read_blocks(run: Run) -> Iterator[NDArray[np.void]]:
             yield records
 
 
-def _create(path: Path, dtype: str, length: int) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(length,))
+@contextmanager
+def _new_array(path: Path, dtype: str, length: int) -> Iterator[BinaryIO]:
+    """A new ``.npy`` file of as many values, to which the caller writes their bytes."""
+    with open(path, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": (length,)})
+        yield stream

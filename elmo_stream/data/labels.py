@@ -110,7 +110,10 @@ class LabelMap:
 
     def lookup(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Ids of ``names`` as int64, -1 for a name that the training split does not have."""
-        hashes, checks = hash_names([name.encode() for name in names])
+        return self.lookup_hashes(*hash_names([name.encode() for name in names]))
+
+    def lookup_hashes(self, hashes: NDArray[np.uint64], checks: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The same by the hashes of the names."""
         places = np.minimum(np.searchsorted(self._hashes, hashes), len(self) - 1)
         known = (self._hashes[places] == hashes) & (self._checks[places] == checks)
         return np.where(known, self._ids[places].astype(np.int64), -1)

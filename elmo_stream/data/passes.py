@@ -3,15 +3,16 @@
 Each leaves its result as a folder that appears with one rename, and skips the work when the folder is there
 already; so a conversion that was killed continues where it stopped.
 
-1. :func:`count_part`: check every line, count instances, spill label counts.
-2. :func:`encode_part`: tokenise, map labels, compute the target position of every row, sort by it.
+1. :func:`count_part`: check every line, count instances, spill label counts; and tokenise, unless the tokenizer is to
+   be trained on what is read.
+2. :func:`encode_part`: give labels their ids, compute the target position of every row, sort by it.
 3. :func:`build_shard`: gather the rows of one shard, one slice from each part, and write it.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +23,36 @@ from elmo_stream.data.index import ShardEntry
 from elmo_stream.data.label_runs import LabelCounter, Run
 from elmo_stream.data.labels import LabelMap
 from elmo_stream.data.readers import read_part
-from elmo_stream.data.readers.instance import Fields, Part, RawInstance
+from elmo_stream.data.readers.instance import Fields, Part, RawInstance, file_identity
 from elmo_stream.data.shuffle import permute
-from elmo_stream.data.store import Shard, concatenate, create_store, offsets_of
-from elmo_stream.data.tokenize import TRAINING_TEXT_CHARACTERS, TRAINING_TEXTS, Tokenizer, load_tokenizer
+from elmo_stream.data.store import Shard, concatenate, create_store
+from elmo_stream.data.tokenize import (
+    TOKENIZER_FILE,
+    TRAINING_TEXT_CHARACTERS,
+    TRAINING_TEXTS,
+    Tokenizer,
+    load_tokenizer,
+)
+from elmo_stream.data.tokenized import TokenizedPart, load_arrays, save_arrays, tokenize_part
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import new_folder, read_json, write_json_durably
 
-_BATCH_ROWS = 1024
 _COUNTS_FILE = "counts.json"
-_ARRAYS = ("tokens", "token_offsets", "labels", "label_offsets")
-_WEIGHTS = "token_weights"
 
 
 @dataclass(frozen=True)
 class PartTask:
-    """One part of one split; ``number`` counts the parts of the split in the order of the input."""
+    """One part of one split; ``number`` counts the parts of the split in the order of the input.
+
+    ``tokenizer_folder`` is None where the tokenizer is trained on what is read.
+    """
 
     build: Path
     split: str
     number: int
     part: Part
     fields: Fields
+    tokenizer_folder: Path | None
 
     def folder(self, kind: str) -> Path:
         """Where the result of a pass over this part is."""
@@ -119,14 +128,23 @@ def count_part(task: PartTask) -> PartCounts:
             counter = LabelCounter(temporary)
             dropped: Counter[str] = Counter()
             rows = duplicates = 0
-            for instance in read_part(task.part, task.fields):
-                if reason := _reason_to_drop(task.split, instance):
-                    dropped[reason] += 1
-                    continue
-                rows += 1
-                duplicates += instance.duplicates
-                if task.split == "train":
-                    counter.add(instance.labels)
+
+            def kept() -> Iterator[RawInstance]:
+                nonlocal rows, duplicates
+                for instance in read_part(task.part, task.fields):
+                    if reason := _reason_to_drop(task.split, instance):
+                        dropped[reason] += 1
+                        continue
+                    rows += 1
+                    duplicates += instance.duplicates
+                    if task.split == "train":
+                        counter.add(instance.labels)
+                    yield instance
+
+            if task.tokenizer_folder is not None:
+                tokenize_part(_tokenizer(task.tokenizer_folder), kept()).save(temporary)
+            else:
+                deque(kept(), maxlen=0)
             counter.close()
             counts = PartCounts(rows, dict(sorted(dropped.items())), duplicates, counter.runs)
             write_json_durably(temporary / _COUNTS_FILE, asdict(counts))
@@ -149,22 +167,17 @@ def encode_part(task: EncodeTask) -> PartEncoding:
     """Pass 2."""
     folder = task.source.folder("rows")
     if not folder.is_dir():
-        tokenizer, label_map = load_tokenizer(task.tokenizer_folder), LabelMap(task.lookup_folder)
-        pieces = [_encode(tokenizer, label_map, [])[0]]
-        truncated = unseen = 0
-        instances = _kept(task.source)
-        while batch := list(islice(instances, _BATCH_ROWS)):
-            piece, cut, unknown = _encode(tokenizer, label_map, batch)
-            pieces.append(piece)
-            truncated, unseen = truncated + cut, unseen + unknown
-        rows = concatenate(pieces)
-        if rows.rows != task.rows:
+        part = TokenizedPart.load(task.source.folder("count"))
+        if part is None:
+            part = tokenize_part(_tokenizer(task.tokenizer_folder), _kept(task.source))
+        if part.local.rows != task.rows:
             raise UserError(
                 f"{task.source.part.source.main.name}: was changed during the conversion; run the command again."
             )
+        rows, unseen = part.rows(LabelMap(task.lookup_folder))
         positions = task.positions()
         order = np.argsort(positions)
-        _save_rows(folder, positions[order], rows.take(order), PartEncoding(truncated, unseen))
+        _save_rows(folder, positions[order], rows.take(order), PartEncoding(part.truncated, unseen))
     return PartEncoding(**read_json(folder / _COUNTS_FILE))
 
 
@@ -201,39 +214,20 @@ def _kept(task: PartTask) -> Iterator[RawInstance]:
     return (one for one in read_part(task.part, task.fields) if not _reason_to_drop(task.split, one))
 
 
-def _encode(
-    tokenizer: Tokenizer | BagOfFeatures, label_map: LabelMap, batch: Sequence[RawInstance]
-) -> tuple[Shard, int, int]:
-    """Rows of instances, how many were cut, and how many occurrences of labels are unknown."""
-    weights = None
-    if isinstance(tokenizer, BagOfFeatures):
-        features = [instance.features for instance in batch if instance.features is not None]
-        tokens, token_offsets, weights, cut = tokenizer.encode_features(features)
-    else:
-        tokens, token_offsets, cut = tokenizer.encode_batch([instance.text for instance in batch])
-    labels, label_offsets, unknown = _map_labels(label_map, [instance.labels for instance in batch])
-    return Shard(tokens, token_offsets, labels, label_offsets, weights), cut, unknown
+def _tokenizer(folder: Path) -> Tokenizer | BagOfFeatures:
+    return _loaded_tokenizer(folder, *file_identity(folder / TOKENIZER_FILE))
 
 
-def _map_labels(
-    label_map: LabelMap, labels: Sequence[tuple[str, ...]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Label ids ascending within each row, their offsets, and how many labels are unknown."""
-    ids = label_map.lookup([name for names in labels for name in names])
-    rows = np.repeat(np.arange(len(labels)), [len(names) for names in labels])
-    known = ids >= 0
-    ids, rows = ids[known], rows[known]
-    order = np.lexsort((ids, rows))
-    return ids[order], offsets_of(np.bincount(rows, minlength=len(labels))), int(np.sum(~known))
+@lru_cache(maxsize=1)
+def _loaded_tokenizer(folder: Path, size: int, changed_ns: int) -> Tokenizer | BagOfFeatures:
+    """A process reads many parts with one tokenizer, and loading it takes as long as a thousand texts."""
+    return load_tokenizer(folder)
 
 
 def _save_rows(folder: Path, positions: NDArray[np.int64], rows: Shard, encoding: PartEncoding) -> None:
     with new_folder(folder) as temporary:
         np.save(temporary / "positions.npy", positions)
-        for name in _ARRAYS:
-            np.save(temporary / f"{name}.npy", getattr(rows, name))
-        if rows.token_weights is not None:
-            np.save(temporary / f"{_WEIGHTS}.npy", rows.token_weights)
+        save_arrays(temporary, rows)
         write_json_durably(temporary / _COUNTS_FILE, asdict(encoding))
 
 
@@ -241,6 +235,4 @@ def _load_rows(folder: Path, begin: int, end: int) -> tuple[NDArray[np.int64], S
     """The rows of a part whose positions are in [begin, end), read without the rest of the part."""
     positions = np.load(folder / "positions.npy", mmap_mode="r", allow_pickle=False)
     first, last = np.searchsorted(positions, [begin, end]).tolist()
-    names = [*_ARRAYS, *([_WEIGHTS] if (folder / f"{_WEIGHTS}.npy").exists() else [])]
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-    return np.array(positions[first:last]), Shard(**arrays).rows_between(first, last)
+    return np.array(positions[first:last]), load_arrays(folder).rows_between(first, last)

@@ -12,12 +12,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from elmo_stream.data.build_folder import Options, claim, discard, inputs_unchanged, plan_of, remove_scratch
+from elmo_stream.data.build_folder import (
+    Options,
+    check_plan,
+    claim,
+    discard,
+    inputs_unchanged,
+    join,
+    plan_of,
+    remove_scratch,
+)
 from elmo_stream.data.conversion import Conversion, Progress, names_folder
-from elmo_stream.data.index import BOW, Propensity, StoreIndex
+from elmo_stream.data.index import BACKENDS, BOW, INDEX_NAME, Propensity, StoreIndex
 from elmo_stream.data.inputs import AUTO, InputOptions, Inputs, gather
+from elmo_stream.data.tokenize import wants_training
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
+from elmo_stream.files import locked
 from elmo_stream.system import available_cpus
 
 _PART_BYTES = (2 << 20, 32 << 20)
@@ -46,6 +57,8 @@ def convert(
     seed: int = 0,
     propensity: tuple[float, float] = (0.55, 1.5),
     part_bytes: int | None = None,
+    job: tuple[int, int] | None = None,
+    finalize: bool = False,
     report: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
@@ -69,18 +82,22 @@ def convert(
         tokenizer: what :func:`elmo_stream.data.tokenize.open_tokenizer` takes, or ``bow`` for features; by default
             ``train:16000`` for texts, ``bow`` for features.
         max_length: most tokens of an instance; by default 128 of a text, and all features.
-        store: backend; ``zarr``.
+        store: backend; ``zarr`` or ``webdataset``.
         rows_per_shard: instances of a shard; the last shard of a split may have fewer.
         workers: processes; by default one per core.
         seed: of the shuffle.
         propensity: A and B of the propensity model, kept in the index for the metrics.
         part_bytes: size of the pieces of input that workers take; by default chosen by the size of the input.
+        job: (i, n) does the share of job i of n of reading and tokenising, and no more; jobs may run at once, on
+            machines that share the folder.
+        finalize: make the store out of what all jobs have read; the same store as without jobs.
         report: receives notes about what happens, a line at a time.
         progress: receives ``(stage, done, total)``.
 
     Returns:
         A summary: for each split ``{instances, positives, tokens, truncated, dropped, unseen_labels,
-        duplicate_labels, shards}`` under its name, and ``labels``, ``bytes``, ``seconds``.
+        duplicate_labels, shards}`` under its name, and ``labels``, ``bytes``, ``seconds``. Of a job
+        ``{job, jobs, parts}``.
 
     Raises:
         UserError: a mistake in the options or the input; nothing of an unfinished store is left behind.
@@ -115,17 +132,31 @@ def convert(
         propensity=Propensity(*propensity),
     )
     _check_options(options, inputs)
+    if job is not None or finalize:
+        _check_job(job or (0, 1), options)
     part_bytes = part_bytes or _choose_part_bytes(inputs)
     plan = plan_of(inputs, options, part_bytes)
+    if job is not None:
+        with (
+            join(out, plan) as build,
+            locked(build / f"job-{job[0]:05d}"),
+            Workers(workers or available_cpus()) as pool,
+        ):
+            parts = Conversion(out, inputs, options, part_bytes, pool, report, progress).run_share(*job)
+        return {"job": job[0], "jobs": job[1], "parts": parts}
+    if finalize and not (out / INDEX_NAME).exists():
+        check_plan(out, plan)
     with claim(out, plan, report) as finished:
         if not finished:
             try:
                 with Workers(workers or available_cpus()) as pool:
-                    index = Conversion(out, inputs, options, part_bytes, pool, report, progress).run()
+                    conversion = Conversion(out, inputs, options, part_bytes, pool, report, progress)
+                    index = conversion.run(from_shares=finalize)
                 if not inputs_unchanged(plan):
                     raise UserError("an input file was changed during the conversion; run the command again.")
             except UserError:
-                discard(out)
+                if not finalize:  # the work of many jobs is kept
+                    discard(out)
                 raise
             index.save(out)
         remove_scratch(out)
@@ -144,8 +175,8 @@ def _check_numbers(max_length: int | None, rows_per_shard: int, seed: int, worke
 
 
 def _check_options(options: Options, inputs: Inputs) -> None:
-    if options.backend != "zarr":
-        raise UserError(f"--store {options.backend}: unknown; expected zarr.")
+    if options.backend not in BACKENDS:
+        raise UserError(f"--store {options.backend}: unknown; expected {' or '.join(BACKENDS)}.")
     if inputs.has_features != (options.tokenizer == BOW):
         raise UserError(
             "--tokenizer: the input has features, not texts; only bow takes them."
@@ -155,6 +186,16 @@ def _check_options(options: Options, inputs: Inputs) -> None:
     A, B = options.propensity.A, options.propensity.B
     if not (math.isfinite(A) and math.isfinite(B) and A >= 0 and B > -1):
         raise UserError(f"--propensity {A},{B}: expected finite A >= 0 and B > -1, such as 0.55,1.5.")
+
+
+def _check_job(job: tuple[int, int], options: Options) -> None:
+    if not 0 <= job[0] < job[1]:
+        raise UserError(f"--shard-index {job[0]} --num-shards {job[1]}: expected an index from 0 to {job[1] - 1}.")
+    if wants_training(options.tokenizer):
+        raise UserError(
+            f"--tokenizer {options.tokenizer}: cannot be trained by jobs that each see a part of the corpus; shard a "
+            "sample first and give its STORE/tokenizer."
+        )
 
 
 def _choose_part_bytes(inputs: Inputs) -> int:

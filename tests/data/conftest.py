@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from elmo_stream.data.index import BACKENDS
 from elmo_stream.data.shard import convert
 
 ROWS = 1500
@@ -73,6 +74,24 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """1,500 training rows (some without labels) and 150 test rows of features with weights (some without features)."""
+    folder, chance = tmp_path_factory.mktemp("features"), random.Random(1)
+
+    def row(number: int, least: int) -> str:
+        labels = chance.sample(range(300), k=chance.randrange(least, 5))
+        entries = [f"{index}:{chance.gauss(0, 3):.4f}" for index in sorted(chance.sample(range(900), k=number % 9))]
+        return f"{','.join(map(str, labels))} {' '.join(entries)}"
+
+    options = {"max_length": 7, "rows_per_shard": 400, "part_bytes": 20_000, "seed": 7}
+    corpus = Corpus(folder / "train.txt", folder / "test.txt", options)
+    for path, rows in ((corpus.train, ROWS), (corpus.test, 150)):
+        lines = "".join(f"{row(number, least=int(number % 50 > 0))}\n" for number in range(rows))
+        path.write_text(f"{rows} 900 300\n{lines}")
+    return corpus
+
+
+@pytest.fixture(scope="session")
 def sample_summary(sample: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The store, made by two worker processes, and what the conversion returned."""
     out = tmp_path_factory.mktemp("stores") / "store"
@@ -83,6 +102,20 @@ def sample_summary(sample: Corpus, tmp_path_factory: pytest.TempPathFactory) -> 
 def sample_store(sample_summary: tuple[Path, dict[str, Any]]) -> Path:
     """The store; tests that alter files copy it."""
     return sample_summary[0]
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every storage backend in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def backend_store(backend: str, sample: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the sample in each backend."""
+    out = tmp_path_factory.mktemp("stores") / backend
+    sample.convert(out, store=backend)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,82 @@
+"""Synthetic data for the benchmarks: Zipf-distributed tokens, words and labels; the same for the same seed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from elmo_stream.data.index import LabelsEntry, Propensity, SplitEntry, StoreIndex, TokenizerEntry
+from elmo_stream.data.store import Shard, create_store, offsets_of
+
+VOCABULARY = 30_000
+WORDS = 50_000
+ROWS_PER_SHARD = 65_536
+MOST_LABELS = 5
+BLOCK = 10_000
+
+
+def synthetic_shard(rows: int, tokens: int, labels: int, seed: int) -> Shard:
+    """Rows of ``tokens`` token ids and 1 to 5 of ``labels`` labels."""
+    chance = np.random.default_rng(seed)
+    token_ids = np.minimum(chance.zipf(1.2, rows * tokens), VOCABULARY - 1).astype(np.uint16)
+    counts = chance.integers(1, MOST_LABELS + 1, rows)
+    offsets = offsets_of(counts)
+    # Ascending and distinct within a row: a random start and random steps that stay within the labels.
+    steps = chance.integers(1, max(2, labels // (MOST_LABELS + 1)), int(offsets[-1]))
+    sums = np.cumsum(steps)
+    before = np.concatenate([[0], sums])[offsets[:-1]]
+    return Shard(token_ids, offsets_of(np.full(rows, tokens)), sums - np.repeat(before, counts), offsets)
+
+
+def synthetic_store(folder: Path, backend: str, documents: int, tokens: int, labels: int) -> None:
+    """A store with a training split only, eight shards over and over; labels and tokenizer are names alone."""
+    store = create_store(backend, folder, vocab_size=VOCABULARY, num_labels=labels)
+    shards = [synthetic_shard(min(ROWS_PER_SHARD, documents), tokens, labels, seed) for seed in range(8)]
+    entries = []
+    for number, first in enumerate(range(0, documents, ROWS_PER_SHARD)):
+        shard = shards[number % len(shards)].rows_between(0, min(ROWS_PER_SHARD, documents - first))
+        entries.append(store.write_shard("train", f"shard-{number:05d}", shard))
+    split = SplitEntry(
+        instances=documents,
+        tokens=sum(entry.tokens for entry in entries),
+        positives=sum(entry.positives for entry in entries),
+        truncated=0,
+        dropped={},
+        unseen_labels=0,
+        duplicate_labels=0,
+        shards=tuple(entries),
+    )
+    StoreIndex(
+        backend=backend,
+        seed=0,
+        rows_per_shard=ROWS_PER_SHARD,
+        tokenizer=TokenizerEntry("trained", "synthetic", "0" * 64, VOCABULARY, 0, tokens, {}),
+        labels=LabelsEntry(labels, {}),
+        propensity=Propensity(0.55, 1.5),
+        splits={"train": split},
+        filters={},
+    ).save(folder)
+
+
+def memory(field: str) -> int:
+    """MiB that this process holds (``VmRSS``), or has held at most since it began its program (``VmHWM``)."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(f"{field}:")) // 1024
+
+
+def synthetic_lines(documents: int, labels: int, seed: int) -> Iterator[bytes]:
+    """Lines of JSONL: 8 to 15 words, some 32 tokens; 1 to 5 labels."""
+    chance = np.random.default_rng(seed)
+    letters, weights = np.array(list("etaoinshrdlucmfwypvbgkjqxz")), 1 / np.arange(1, 27)
+    weights /= weights.sum()
+    words = ["".join(chance.choice(letters, size, p=weights)) for size in chance.integers(2, 11, WORDS)]
+    for first in range(0, documents, BLOCK):
+        rows = min(BLOCK, documents - first)
+        chosen = (np.minimum(chance.zipf(1.15, (rows, 15)), WORDS) - 1).tolist()
+        named = np.minimum(chance.zipf(1.2, (rows, MOST_LABELS)), labels).tolist()
+        sizes = zip(chance.integers(8, 16, rows), chance.integers(1, MOST_LABELS + 1, rows), strict=True)
+        for row, (words_kept, labels_kept) in enumerate(sizes):
+            text = " ".join([words[i] for i in chosen[row][:words_kept]])
+            line = {"text": text, "labels": [f"label {i}" for i in named[row][:labels_kept]]}
+            yield json.dumps(line).encode() + b"\n"
