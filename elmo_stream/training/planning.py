@@ -138,8 +138,9 @@ def _existing(folder: Path) -> Path:
 
 def _process_rows(config: Config, encoder: Encoder, device: torch.device) -> Iterator[Row]:
     """What this process has already, after everything is loaded that training will load."""
-    import zarr  # noqa: F401
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+    import elmo_stream.data.store_zarr  # noqa: F401
 
     threads = torch.get_num_threads()
     one_chunk_step(config, DIM_MULTIPLE, device, BLOCK_LABELS, 2)()

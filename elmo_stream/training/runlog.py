@@ -92,7 +92,9 @@ class RunLog:
         """Record the loss per instance and the learning rates after ``step`` steps."""
         elapsed = time.monotonic() - self._begin
         speed = self._instances / max(elapsed, 1e-9)
-        self._write(step, {"epoch": round(epoch, 4), "loss": loss, **rates}, {"instances_per_second": float(f"{speed:.4g}")})
+        self._write(
+            step, {"epoch": round(epoch, 4), "loss": loss, **rates}, {"instances_per_second": float(f"{speed:.4g}")}
+        )
         if time.monotonic() - self._last_line >= LINE_SECONDS or step == self._total:
             self._last_line = time.monotonic()
             left = elapsed / max(1, step - self._begin_step) * (self._total - step)

