@@ -198,15 +198,14 @@ def _feature_keys(count: int) -> np.ndarray:
     return rd.feature_key(torch.arange(count)).to(torch.uint32).numpy()
 
 
-def _decode(w: ChunkWeights, rows: slice) -> Tensor:
+def _decode(w: ChunkWeights, rows: slice, scratch: Tensor) -> Tensor:
     if w.fmt == "fp32":
         return reference.decode_rows(w, rows)
-    out_LD = torch.empty(w.data_LD[rows].shape)
     if w.exponent_LG is None:
-        _decode_bf16(_patterns(w.data_LD[rows]), out_LD.numpy())
+        _decode_bf16(_patterns(w.data_LD[rows]), scratch.numpy())
     else:
-        _decode_fp8(w.data_LD[rows].numpy(), w.exponent_LG[rows].numpy(), out_LD.numpy())
-    return out_LD
+        _decode_fp8(w.data_LD[rows].numpy(), w.exponent_LG[rows].numpy(), scratch.numpy())
+    return scratch
 
 
 def _update(w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step, rounding: str, flags: Tensor) -> None:

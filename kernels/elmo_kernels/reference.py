@@ -97,7 +97,11 @@ def normal_rows(w: ChunkWeights, rows: slice, stream: int) -> Tensor:
 def update_rows_(
     w: ChunkWeights, rows: slice, w_LD: Tensor, u_LD: Tensor, step: Step, rounding: str, flags: Tensor
 ) -> None:
-    """Step rows, whose float32 values are ``w_LD``, against the gradient ``u_LD`` and round to the format."""
+    """Step rows, whose float32 values are ``w_LD``, against ``u_LD``, which is lost, and round to the format."""
+    if w.fmt == "fp32":
+        v_LD = torch.mul(w_LD, step.keep, out=w.data_LD[rows]).sub_(u_LD.mul_(step.lr))
+        flags[1] += v_LD.numel() - v_LD.isfinite().sum()
+        return
     v_LD = step.keep * w_LD - step.lr * u_LD
     comp = None if w.comp_HD is None else w.comp_HD[rows]
     head = 0 if comp is None else comp.shape[0]
@@ -105,9 +109,6 @@ def update_rows_(
         v_LD[:head] += comp.float()
     broken = ~v_LD.isfinite()
     flags[1] += broken.sum()
-    if w.fmt == "fp32":
-        w.data_LD[rows] = v_LD
-        return
     label_L = torch.arange(rows.start, rows.stop, device=v_LD.device) + w.label_offset
     feature_key_D = rd.feature_key(torch.arange(v_LD.shape[1], device=v_LD.device))
     random_LD = rd.weight_bits(rd.row_key(step.stream, label_L)[:, None], feature_key_D)
@@ -169,15 +170,34 @@ def _sort_key(z: Tensor, label: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RowOps:
-    """The element-wise part of a backend, for the rows of one label block."""
+    """The element-wise part of a backend, for the rows of one label block.
 
-    decode: Callable[[ChunkWeights, slice], Tensor] = decode_rows
+    ``decode`` gives float32 weights, in the memory of its last argument where it needs some.
+    """
+
+    decode: Callable[[ChunkWeights, slice, Tensor], Tensor] = lambda w, rows, scratch: decode_rows(w, rows)
     update_: Callable[[ChunkWeights, slice, Tensor, Tensor, Step, str, Tensor], None] = update_rows_
     merge_: Callable[[Tensor, Tensor, Tensor, int], None] = merge_rows_
     normal: Callable[[ChunkWeights, slice, int], Tensor] = normal_rows
 
 
 ROWS = RowOps()
+
+
+def _decoded_blocks(w: ChunkWeights, ops: RowOps) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and float32 weights of each label block, valid until the next: fresh memory would cost page faults.
+
+    Until the last one, matrices are multiplied as ``products`` says.
+    """
+    scratch_LD = _block_scratch(w)
+    with products(w.fmt):
+        for rows in label_blocks(w):
+            yield rows, ops.decode(w, rows, scratch_LD[: rows.stop - rows.start])
+
+
+def _block_scratch(w: ChunkWeights) -> Tensor:
+    labels, dim = w.data_LD.shape
+    return torch.empty(min(labels, BLOCK_LABELS), dim, device=w.data_LD.device)
 
 
 def logit_grad(
@@ -194,10 +214,8 @@ def logit_grad(
     table = LOSSES[loss]
     g_LB = x_BD.new_empty(w.data_LD.shape[0], x_BD.shape[0])
     total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
-    for rows in label_blocks(w):
-        w_LD = ops.decode(w, rows)
-        with products(w.fmt):
-            z_LB = torch.mm(w_LD, x_BD.T, out=g_LB[rows]).add_(prior)
+    for rows, w_LD in _decoded_blocks(w, ops):
+        z_LB = torch.mm(w_LD, x_BD.T, out=g_LB[rows]).add_(prior)
         first = w.label_offset + rows.start
         begin, end = positives.block_ptr[first // BLOCK_LABELS :][:2].tolist()
         label_P, instance_P = positives.label_P[begin:end] - first, positives.instance_P[begin:end]
@@ -223,18 +241,15 @@ def update_(
 ) -> None:
     """See ``elmo_kernels.update_with_``."""
     step = read_scalars(scalars)
-    for rows in label_blocks(w):
-        w_LD = ops.decode(w, rows)
-        with products(w.fmt):
-            dx_BD.addmm_(g_LB[rows].T, w_LD)
-            u_LD = torch.mm(g_LB[rows], x_BD)
+    scratch_LD, dx_DB = _block_scratch(w), dx_BD.T.contiguous()
+    for rows, w_LD in _decoded_blocks(w, ops):
+        dx_DB.addmm_(w_LD.T, g_LB[rows])
+        u_LD = torch.mm(g_LB[rows], x_BD, out=scratch_LD[: len(w_LD)])
         ops.update_(w, rows, w_LD, u_LD, step, rounding, flags)
+    dx_BD.copy_(dx_DB.T)
 
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor, ops: RowOps = ROWS) -> None:
     """See ``elmo_kernels.topk_merge_``."""
-    for rows in label_blocks(w):
-        w_LD = ops.decode(w, rows)
-        with products(w.fmt):
-            z_BL = torch.mm(x_BD, w_LD.T)
-        ops.merge_(scores_BK, ids_BK, z_BL, w.label_offset + rows.start)
+    for rows, w_LD in _decoded_blocks(w, ops):
+        ops.merge_(scores_BK, ids_BK, torch.mm(x_BD, w_LD.T), w.label_offset + rows.start)
