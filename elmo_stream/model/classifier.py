@@ -19,6 +19,7 @@ from elmo_stream.config import ClassifierConfig
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.model.chunk_layout import ChunkLayout, chunk_tensors
 from elmo_stream.model.chunk_store import ChunkStore
+from elmo_stream.model.graph import StepGraphs, suits_graphs
 from elmo_stream.model.placement import ChunkPlan, plan_chunks
 
 MIN_PRIOR = 1e-9
@@ -68,6 +69,8 @@ class ChunkedClassifier:
         self._rounding = "stochastic" if config.rounding == "kahan" else config.rounding
         # Counts of saturated and of non-finite new weights; read by the trainer when it reports, not in a step.
         self.flags = torch.zeros(2, dtype=torch.int64, device=device)
+        self._scalars = torch.empty(3, dtype=torch.int64, device=device)
+        self._graphs = StepGraphs() if suits_graphs(self.plan, device) else None
 
         def fill_(layout: ChunkLayout, chunk: ChunkWeights) -> None:
             if weights is None:
@@ -103,14 +106,20 @@ class ChunkedClassifier:
             step: number of the step; keys the random bits of the rounding.
 
         Returns:
-            (dx_BD float32, the loss summed over labels and instances as a float64 scalar, or None).
+            (dx_BD float32, the loss summed over labels and instances as a float64 scalar, or None). On a GPU the next
+            step may overwrite dx_BD; work of this one on the same stream is done by then.
         """
+        numbers = {"lr": lr, "weight_decay": self._config.weight_decay}
+        elmo_kernels.step_scalars(x_BD.device, **numbers, seed=self._seed, step=step, out=self._scalars)
+        operand_BD = elmo_kernels.operand(x_BD, self._config.format)
+        if self._graphs is not None and not want_loss:
+            return self._graphs.step(self._step_, operand_BD, positives), None
         dx_BD = torch.zeros_like(x_BD)
+        return dx_BD, self._step_(operand_BD, dx_BD, positives, want_loss=want_loss)
+
+    def _step_(self, x_BD: Tensor, dx_BD: Tensor, positives: Any, *, want_loss: bool = False) -> Tensor | None:
+        """All chunks, with what ``_scalars`` holds; adds to dx_BD."""
         total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
-        scalars = elmo_kernels.step_scalars(
-            x_BD.device, lr=lr, weight_decay=self._config.weight_decay, seed=self._seed, step=step
-        )
-        x_BD = elmo_kernels.operand(x_BD, self._config.format)
         for chunk in self._chunks.walk(changed=True):
             g_LB, loss = elmo_kernels.logit_grad(
                 chunk, x_BD, positives, loss=self._config.loss, prior=self._prior, want_loss=want_loss
@@ -118,10 +127,10 @@ class ChunkedClassifier:
             if total is not None and loss is not None:
                 total += loss
             elmo_kernels.update_with_(
-                chunk, g_LB, x_BD, dx_BD, scalars=scalars, rounding=self._rounding, flags=self.flags
+                chunk, g_LB, x_BD, dx_BD, scalars=self._scalars, rounding=self._rounding, flags=self.flags
             )
             del g_LB  # before the next chunk's is formed
-        return dx_BD, total
+        return total
 
     def topk(self, x_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(scores_BK float32 logits, label_ids_BK int64) of the k best labels; equal scores go to the lower id."""
@@ -144,6 +153,8 @@ class ChunkedClassifier:
 
     def close(self) -> None:
         """Free the memory of the chunks, end background threads and remove scratch files."""
+        if self._graphs is not None:
+            self._graphs.close()
         self._chunks.close()
 
 
