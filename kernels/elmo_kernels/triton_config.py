@@ -60,9 +60,9 @@ def update_tiles(fmt: str, batch: int, capability: int, *, plain: bool) -> Launc
     if fmt == "fp32":
         return {"CHAINED": False, **FP32_TILES, **_options(4)}
     if is_fused(fmt, batch, capability):
-        chained = plain and fmt == "fp8"
-        rows = 128 if chained and _is_hopper(capability) else 64
-        return {"CHAINED": chained, **_tiles(rows, batch, 128), **_options(8 if _is_hopper(capability) else 4)}
+        # On Hopper it would take 8 registers more than there are.
+        chained = plain and fmt == "fp8" and not _is_hopper(capability)
+        return {"CHAINED": chained, **_tiles(64, batch, 128), **_options(8 if _is_hopper(capability) else 4)}
     if _is_hopper(capability):
         return {"CHAINED": False, **_tiles(128, batch, 128), **_options(8)}
     if capability // 10 == 10:
