@@ -13,11 +13,12 @@ from elmo_stream.data.index import StoreIndex
 from elmo_stream.errors import UserError
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from elmo_stream.data.shard import convert
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has switched off
     task = json.loads(sys.argv[1])
     convert(
         [Path(task["train"])], Path(task["out"]), test=[Path(task["test"])], workers=task["workers"],
