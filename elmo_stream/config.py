@@ -114,6 +114,7 @@ class OptimizerConfig:
         "AdamW's two states a weight: 8, 4 or 2 bytes; auto: fp32 for fp32 weights, else bf16",
         choices=("auto", "fp32", "bf16", "8bit"),
     )
+    offload: bool = _key(False, "AdamW's states stay in host memory and visit the GPU slice by slice")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ Quantization", ICLR 2022). All rounding but that of FP32 is stochastic, so that 
 is not lost: at a decay of 0.99 a second moment in 8 bits would else never fall.
 
 Random bits come from torch's generators, which ``EncoderStep`` seeds from (run seed, step). Parameters are worked on in
-slices, so that temporary memory does not depend on their size.
+slices, so that temporary memory does not depend on their size; offloaded states lie in pinned host memory and visit the
+GPU slice by slice, with the same results.
 """
 
 from collections.abc import Iterable
@@ -31,6 +32,7 @@ class CompactAdamW(Optimizer):
         groups: parameter groups; weights are float32 or bfloat16.
         states: "fp32", "bf16" or "8bit".
         kahan: bfloat16 weights carry a compensation; else they are rounded stochastically.
+        offload: states stay in host memory.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class CompactAdamW(Optimizer):
         eps: float,
         states: str,
         kahan: bool,
+        offload: bool = False,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "step": 0})
-        self._states, self._kahan = states, kahan
+        self._states, self._kahan, self._offload = states, kahan, offload
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -58,20 +61,24 @@ class CompactAdamW(Optimizer):
                         state.update(self._first_state(parameter))
                     _update_(parameter, state, group)
 
+    def place(self, state: Tensor, parameter: Tensor) -> Tensor:
+        """A state tensor where the states of a parameter live."""
+        if not self._offload:
+            return state.to(parameter.device)
+        return state.cpu().pin_memory() if parameter.is_cuda else state.cpu()
+
     def _first_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        size, device = parameter.numel(), parameter.device
+        size = parameter.numel()
         state = {}
         for name in ("mean", "square"):
             if self._states == "8bit":
-                state[name] = torch.zeros(size, dtype=torch.uint8, device=device)
-                state[f"{name}_scale"] = torch.zeros(-(-size // BLOCK), device=device)
+                state[name] = torch.zeros(size, dtype=torch.uint8)
+                state[f"{name}_scale"] = torch.zeros(-(-size // BLOCK))
             else:
-                state[name] = torch.zeros(
-                    size, dtype=torch.float32 if self._states == "fp32" else torch.bfloat16, device=device
-                )
+                state[name] = torch.zeros(size, dtype=torch.float32 if self._states == "fp32" else torch.bfloat16)
         if self._kahan and parameter.dtype == torch.bfloat16:
-            state["compensation"] = torch.zeros(size, dtype=torch.bfloat16, device=device)
-        return state
+            state["compensation"] = torch.zeros(size, dtype=torch.bfloat16)
+        return {name: self.place(value, parameter) for name, value in state.items()}
 
 
 def _update_(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -80,18 +87,18 @@ def _update_(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any])
     for first in range(0, len(weight_N), _SLICE):
         part = slice(first, first + _SLICE)
         g = gradient_N[part].float()
-        mean = _read(state, "mean", part, signed=True).lerp_(g, 1 - beta1)
-        square = _read(state, "square", part, signed=False).lerp_(g * g, 1 - beta2)
+        mean = _read(state, "mean", part, g.device, signed=True).lerp_(g, 1 - beta1)
+        square = _read(state, "square", part, g.device, signed=False).lerp_(g * g, 1 - beta2)
         _write_(state, "mean", part, mean, signed=True)
         _write_(state, "square", part, square, signed=False)
         change = mean.div_(1 - beta1**steps) / square.div_(1 - beta2**steps).sqrt_().add_(group["eps"])
         w = weight_N[part].float()
         if "compensation" in state:
-            w += state["compensation"][part].float()
+            w += state["compensation"][part].to(w.device, non_blocking=True).float()
         w -= group["lr"] * (change + group["weight_decay"] * w)
         if "compensation" in state:
             weight_N[part] = w.bfloat16()
-            state["compensation"][part] = (w - weight_N[part].float()).bfloat16()
+            _move_(state["compensation"][part], (w - weight_N[part].float()).bfloat16())
         else:
             _store_(weight_N[part], w)
 
@@ -101,15 +108,20 @@ def _store_(target_N: Tensor, value_N: Tensor) -> None:
     if target_N.dtype == torch.bfloat16:
         bits = value_N.view(torch.int32) + torch.randint_like(value_N, 1 << 16, dtype=torch.int32)
         value_N = (bits & -(1 << 16)).view(torch.float32)
-    target_N.copy_(value_N)
+    _move_(target_N, value_N.to(target_N.dtype))
 
 
-def _read(state: dict[str, Tensor], name: str, part: slice, *, signed: bool) -> Tensor:
-    if state[name].dtype != torch.uint8:
-        return state[name][part].to(torch.float32, copy=True)
-    scale = state[f"{name}_scale"][part.start // BLOCK : -(-part.stop // BLOCK)]
-    code = state[name][part].int()
-    return _decode(code, signed) * scale.repeat_interleave(BLOCK)[: len(code)]
+def _move_(target_N: Tensor, value_N: Tensor) -> None:
+    # Without waiting: what reads it next is in the same stream, or synchronises (``optimizer_tensors``).
+    target_N.copy_(value_N, non_blocking=True)
+
+
+def _read(state: dict[str, Tensor], name: str, part: slice, device: torch.device, *, signed: bool) -> Tensor:
+    stored = state[name][part].to(device, non_blocking=True)
+    if stored.dtype != torch.uint8:
+        return stored.to(torch.float32, copy=True)
+    scale = state[f"{name}_scale"][part.start // BLOCK : -(-part.stop // BLOCK)].to(device, non_blocking=True)
+    return _decode(stored.int(), signed) * scale.repeat_interleave(BLOCK)[: len(stored)]
 
 
 def _write_(state: dict[str, Tensor], name: str, part: slice, value_N: Tensor, *, signed: bool) -> None:
@@ -120,8 +132,8 @@ def _write_(state: dict[str, Tensor], name: str, part: slice, value_N: Tensor, *
     padded = torch.nn.functional.pad(value_N, (0, blocks * BLOCK - len(value_N))).view(blocks, BLOCK)
     scale = padded.abs().amax(1, keepdim=True)
     relative = padded / scale.clamp_min(torch.finfo(torch.float32).tiny)
-    state[name][part] = _encode(relative.view(-1)[: len(value_N)], signed)
-    state[f"{name}_scale"][part.start // BLOCK : part.start // BLOCK + blocks] = scale.view(-1)
+    _move_(state[name][part], _encode(relative.view(-1)[: len(value_N)], signed))
+    _move_(state[f"{name}_scale"][part.start // BLOCK : part.start // BLOCK + blocks], scale.view(-1))
 
 
 def _encode(relative_N: Tensor, signed: bool) -> Tensor:

@@ -43,16 +43,23 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     kind = (parameters[0].dtype, config.states, rounding)
-    if kind[:2] == (torch.float32, "fp32"):
+    if kind[:2] == (torch.float32, "fp32") and not config.offload:
         return torch.optim.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, fused=True)
-    if kind == (torch.bfloat16, "bf16", "kahan"):
+    if kind == (torch.bfloat16, "bf16", "kahan") and not config.offload:
         import optimi
 
         # Left to itself, it would choose its kernel in the first step only, and a resumed run has none.
         on_gpu = parameters[0].is_cuda
         return optimi.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, kahan_sum=True, triton=on_gpu)
+    kahan = rounding == "kahan"
     return CompactAdamW(
-        groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, states=config.states, kahan=rounding == "kahan"
+        groups,
+        lr=config.encoder_lr,
+        betas=BETAS,
+        eps=EPS,
+        states=config.states,
+        kahan=kahan,
+        offload=config.offload,
     )
 
 
@@ -61,6 +68,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
     torch keeps its counters with the parameters, the others with the groups.
     """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # offloaded states are on their way to host memory
     tensors = {
         f"{index}.{name}": value
         for index, state in optimizer.state_dict()["state"].items()
@@ -78,6 +87,7 @@ def load_optimizer_tensors(
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        optimizer.state[parameter][name] = value.to(parameter.device)
+        place = optimizer.place if isinstance(optimizer, CompactAdamW) else lambda state, at: state.to(at.device)
+        optimizer.state[parameter][name] = place(value, parameter)
     for number, steps in counters.items():
         optimizer.param_groups[int(number)].update(step=torch.tensor(steps, dtype=torch.int32), setup=True)

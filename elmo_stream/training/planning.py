@@ -201,7 +201,9 @@ def _encoder_rows(
     if not training:
         return
     keys = "train.batch, train.micro_batch, encoder.checkpointing"
-    yield Row("encoder optimizer state", DEVICE, ALWAYS, memory.optimizer, "optimizer.states, encoder.frozen")
+    states = _host(device) if config.optimizer.offload else DEVICE
+    keys_of_states = "optimizer.states, optimizer.offload, encoder.frozen"
+    yield Row("encoder optimizer state", states, ALWAYS, memory.optimizer, keys_of_states)
     for phase in (CLASSIFIER, BACKWARD):
         yield Row("encoder activations", DEVICE, phase, memory.activations, keys)
     yield Row("encoder gradients", DEVICE, BACKWARD, memory.gradients, "encoder.frozen")

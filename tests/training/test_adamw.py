@@ -19,8 +19,8 @@ def _model(dtype: torch.dtype) -> torch.nn.Module:
 
 def _train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> float:
     generator = torch.Generator().manual_seed(9)
-    x, y = torch.randn(64, 48, generator=generator), torch.randn(64, 5, generator=generator)
-    dtype = next(model.parameters()).dtype
+    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
+    x, y = (torch.randn(64, size, generator=generator).to(device) for size in (48, 5))
     for step in steps:
         torch.manual_seed(step)
         optimizer.zero_grad()
@@ -89,6 +89,28 @@ def test_a_restored_optimizer_goes_on_with_the_same_bits(
     assert ends[0][1] == ends[1][1]
     for name, tensor in ends[0][0].items():
         assert tensor.dtype == ends[1][0][name].dtype and torch.equal(tensor, ends[1][0][name])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    ("dtype", "states", "rounding"), [(torch.float32, "8bit", "kahan"), (torch.bfloat16, "bf16", "stochastic")]
+)
+def test_offloaded_states_lie_in_host_memory_and_train_to_the_same_bits(
+    dtype: torch.dtype, states: str, rounding: str, device: str
+) -> None:
+    ends = []
+    for offload in (False, True):
+        model = _model(dtype).to(device)
+        config = OptimizerConfig(encoder_lr=3e-3, states=states, offload=offload)
+        optimizer = build_optimizer(model, config, rounding=rounding)
+        assert optimizer is not None
+        _train(model, optimizer, range(5))
+        tensors, counters = optimizer_tensors(optimizer)
+        assert all(tensor.device.type == ("cpu" if offload else device) for tensor in tensors.values())
+        load_optimizer_tensors(optimizer, tensors, counters)
+        _train(model, optimizer, range(5, 9))
+        ends.append([*model.parameters(), *optimizer_tensors(optimizer)[0].values()])
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(*ends, strict=True))
 
 
 @pytest.mark.parametrize("signed", [True, False])
