@@ -109,4 +109,9 @@ def aligned_memory(size: int, device: torch.device) -> Tensor:
     """uint8 memory that starts at a page, not yet touched on a CPU."""
     if device.type != "cpu":
         return torch.empty(size, dtype=torch.uint8, device=device)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    # The kernel's work of moving files past the page cache grows with the number of pages.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
