@@ -1,5 +1,6 @@
 """The few places where operating systems differ."""
 
+import ctypes
 import mmap
 import os
 import re
@@ -56,6 +57,13 @@ def folder_lock(folder: Path, *, shared: bool = False, wait: bool = False) -> It
             yield True
         finally:
             os.close(descriptor)
+
+
+def return_free_memory() -> None:
+    """Give back to the system what the C library's heap holds and does not use, where it can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def peak_resident_bytes() -> int:

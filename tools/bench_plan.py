@@ -1,6 +1,6 @@
 """How true plans are: peak memory and step time of runs against their plans, each run a process of its own.
 
-    python tools/bench_plan.py --folder SCRATCH [--only 3] [--steps 12]
+    python tools/bench_plan.py --folder SCRATCH [--only 3] [--steps 12] [--threads 1]
 
 For every configuration a store is made (tools/synthetic_store.py), a plan with its calibration is computed in one
 process, and training runs in another: its peak of resident memory, and that beyond what the process had before anything
@@ -96,14 +96,14 @@ def _make_bert(folder: Path, store: Path, dim: int) -> Path:
     return target
 
 
-def measure(folder: Path, number: int, steps: int) -> dict[str, Any]:
+def measure(folder: Path, number: int, steps: int, threads: int) -> dict[str, Any]:
     """Plan, then train, one configuration of the grid."""
     labels, dim, batch, keys, share = GRID[number]
     store = folder / f"store-{labels}"
     if not store.is_dir():
         sizes = ["--labels", str(labels), "--instances", str(INSTANCES), "--tokens", str(TOKENS)]
         subprocess.run([sys.executable, str(STORE), "--out", str(store), *sizes], check=True)
-    keys = [f"train.batch={batch}", f"train.steps={steps}", "train.validation=0.005", *keys]
+    keys = [f"threads={threads}", f"train.batch={batch}", f"train.steps={steps}", "train.validation=0.005", *keys]
     if TINY_BERT in keys:
         keys.remove(TINY_BERT)
         keys += ["encoder.kind=transformer", f"encoder.name={json.dumps(str(_make_bert(folder, store, dim)))}"]
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", type=int, action="append", help="number of a configuration; may be repeated")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -146,18 +147,20 @@ def main() -> None:
         print(json.dumps(child(mode, Path(store), Path(run), keys)))
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    rows = [measure(arguments.folder, number, arguments.steps) for number in arguments.only or range(len(GRID))]
+    rows = []
+    for number in arguments.only or range(len(GRID)):
+        rows.append(row := measure(arguments.folder, number, arguments.steps, arguments.threads))
+        if not arguments.json:
+            step, peak = 1000 * row["step_measured"], row["peak_measured"] / 2**20
+            planned_step, planned_peak = 1000 * row["step_planned"], row["peak_planned"] / 2**20
+            print(
+                f"{number:>2}  {row['labels']:>9,} labels  {row['configuration']}\n    {row['placement']}\n"
+                f"    peak {peak:,.0f} of {planned_peak:,.0f} MiB planned: x{row['total_ratio']:.2f}, delta "
+                f"x{row['delta_ratio']:.2f}; step {step:,.0f} of {planned_step:,.0f} ms: x{row['step_ratio']:.2f}",
+                flush=True,
+            )
     if arguments.json:
         print(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        step, peak = 1000 * row["step_measured"], row["peak_measured"] / 2**20
-        planned_step, planned_peak = 1000 * row["step_planned"], row["peak_planned"] / 2**20
-        print(
-            f"{row['labels']:>10,} labels  {row['configuration']}\n    {row['placement']}\n"
-            f"    peak {peak:,.0f} of {planned_peak:,.0f} MiB planned: x{row['total_ratio']:.2f}, delta "
-            f"x{row['delta_ratio']:.2f}; step {step:,.0f} of {planned_step:,.0f} ms: x{row['step_ratio']:.2f}"
-        )
 
 
 if __name__ == "__main__":

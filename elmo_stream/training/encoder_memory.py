@@ -20,6 +20,10 @@ from elmo_stream.config import Config
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.embedding_cache import CACHED_AT_ONCE
 
+HEAP_BYTES = 32 << 20
+"""The C library takes larger tensors from the system one by one, and gives them back; smaller ones share a heap."""
+HEAP_GAPS = 0.6
+"""What a heap holds beyond the tensors in it, whose sizes change from batch to batch (measured with glibc)."""
 _STATE_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 * (1 + 4 / 256)}
 
 
@@ -28,13 +32,15 @@ class EncoderMemory:
     """Bytes of the encoder's weights, gradients, optimizer state, and of what a step takes beside them at its peak.
 
     ``activations`` is the peak of everything that the forward and backward pass allocate and free again: stored
-    activations, temporary tensors, and a gradient that is summed up beside its sum.
+    activations, temporary tensors, and a gradient that is summed up beside its sum. ``gaps`` is what a CPU's heap takes
+    beyond that.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    gaps: int
 
 
 def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: torch.device) -> EncoderMemory:
@@ -49,11 +55,13 @@ def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: tor
     if config.encoder.frozen:
         instances = min(instances, CACHED_AT_ONCE)
     again = 0 < config.train.micro_batch < config.train.batch
+    peak, small = _peak_of_step(encoder, instances, length, device, accumulate=again)
     return EncoderMemory(
         weights=weights,
         gradients=sum(map(_bytes, trained)),
         optimizer=int(sum(p.numel() for p in trained) * _state_bytes(config)),
-        activations=_peak_of_step(encoder, instances, length, device, accumulate=again),
+        activations=peak,
+        gaps=int(HEAP_GAPS * small) if device.type == "cpu" else 0,
     )
 
 
@@ -62,7 +70,7 @@ def evaluation_bytes(encoder: Encoder, *, instances: int, length: int, device: t
     trained = [p for p in encoder.parameters() if p.requires_grad]
     encoder.requires_grad_(False)
     try:
-        return _peak_of_step(encoder, instances, length, device, accumulate=False)
+        return _peak_of_step(encoder, instances, length, device, accumulate=False)[0]
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -78,8 +86,13 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _peak_of_step(encoder: Encoder, instances: int, length: int, device: torch.device, *, accumulate: bool) -> int:
-    """Peak of a forward and backward pass beyond weights and gradients; ``accumulate``: gradients are there already."""
+def _peak_of_step(
+    encoder: Encoder, instances: int, length: int, device: torch.device, *, accumulate: bool
+) -> tuple[int, int]:
+    """Peak of a forward and backward pass beyond weights and gradients, and that of tensors below HEAP_BYTES alone.
+
+    ``accumulate``: gradients are there already.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _without_data(encoder, device).train()
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -93,8 +106,9 @@ def _peak_of_step(encoder: Encoder, instances: int, length: int, device: torch.d
             x_BD = model(token_ids_BT, mask_BT)
             if trained:
                 x_BD.backward(torch.empty_like(x_BD))
-        kept = 0 if accumulate else sum(map(_bytes, trained))
-        return max(0, allocations.peak - kept)
+        gradients = [] if accumulate else [_bytes(p) for p in trained]
+        small = sum(size for size in gradients if size < HEAP_BYTES)
+        return max(0, allocations.peak - sum(gradients)), max(0, allocations.small_peak - small)
 
 
 def _without_data(encoder: Encoder, device: torch.device) -> nn.Module:
@@ -113,7 +127,7 @@ class _Allocations(TorchDispatchMode):
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.small = self.small_peak = 0
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
 
     def __torch_dispatch__(
@@ -125,10 +139,16 @@ class _Allocations(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if (key := storage._cdata) not in self._sizes:
                     self._sizes[key] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
+                    self._count(storage.nbytes())
                     weakref.finalize(storage, self._free, key)
         return result
 
+    def _count(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        if abs(size) < HEAP_BYTES:
+            self.small += size
+            self.small_peak = max(self.small_peak, self.small)
+
     def _free(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
+        self._count(-self._sizes.pop(key))

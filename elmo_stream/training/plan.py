@@ -101,6 +101,7 @@ class Plan:
         fixed = weights / rates.weights if rates.weights else 0.0
         each = 6 * weights / rates.flops if rates.flops else 0.0
         mapped, streamed = self.chunks.bytes_at(MAPPED), self.chunks.bytes_at(PINNED) + self.chunks.bytes_at(MAPPED)
+        moving = mapped / rates.disk_work if rates.disk_work else 0.0
         transfer = max(
             size / rate if rate else 0.0
             for size, rate in (
@@ -114,7 +115,7 @@ class Plan:
             self.batch / rates.encoder_instances if rates.encoder_instances else 0.0
         )
         hidden = max(1, -int(-(transfer - fixed) // each)) if transfer and each else None
-        return StepTime(encoder, fixed + each * self.batch, transfer, hidden)
+        return StepTime(encoder, fixed + each * self.batch + moving, transfer, hidden)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values; bytes in ``memory``, seconds in ``time``."""

@@ -27,7 +27,7 @@ FREE_SHARE = 0.9
 # Label blocks whose input gradients a GPU holds at a time, and bytes a logit of its top-k merge.
 GPU_SLAB_BLOCKS, GPU_TOPK_BYTES = 64, 36
 START, CLASSIFIER, BACKWARD = "start", "classifier", "backward"
-EVALUATION, CHECKPOINT = "evaluation", "checkpoint"
+EVALUATION, CHECKPOINT, CHECKPOINT_CHUNK = "evaluation", "checkpoint", "its chunks"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,15 @@ def make_plan(
         return plan
     place = _existing(scratch) if plan.chunks.at(MAPPED) else None
     text = (max(1, round(sizes.mean_tokens)), sizes.vocab_size)
-    rates = measure_rates(config, dim=encoder.dim, device=device, encoder=encoder, text=text, scratch=place)
+    rates = measure_rates(
+        config,
+        dim=encoder.dim,
+        chunk_labels=plan.chunks.largest_labels,
+        device=device,
+        encoder=encoder,
+        text=text,
+        scratch=place,
+    )
     return replace(plan, rates=rates)
 
 
@@ -179,7 +187,7 @@ def _step_rows(config: Config, chunks: ChunkPlan, device: torch.device, training
         else:
             temporary = block * (4 * dim + 3 * batch) * 4 + 4 * batch * dim * 4
             yield Row("temporaries of one block of labels", DEVICE, CLASSIFIER, temporary, "train.batch")
-        yield Row("checkpoint: one chunk", _host(device), CHECKPOINT, 2 * largest, "classifier.chunk_labels")
+        yield Row("checkpoint: one chunk", _host(device), CHECKPOINT_CHUNK, 2 * largest, "classifier.chunk_labels")
     # Random bits are int64, two a weight, with some temporaries.
     fill = largest + block * dim * 8 * 8
     yield Row(
@@ -206,6 +214,7 @@ def _encoder_rows(
     yield Row("encoder optimizer state", states, ALWAYS, memory.optimizer, keys_of_states)
     for phase in (CLASSIFIER, BACKWARD):
         yield Row("encoder activations", DEVICE, phase, memory.activations, keys)
+    yield Row("gaps between activations in the heap", DEVICE, ALWAYS, memory.gaps, keys)
     yield Row("encoder gradients", DEVICE, BACKWARD, memory.gradients, "encoder.frozen")
     written = max(memory.weights, memory.optimizer)
     yield Row("checkpoint: encoder and optimizer", _host(device), CHECKPOINT, written)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from elmo_kernels import BLOCK_LABELS, Positives
 from elmo_stream.config import Config, parse_size
 from elmo_stream.errors import UserError
 from elmo_stream.model.chunk_layout import aligned_memory
+from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
+from elmo_stream.model.placement import DEFAULT_CHUNK_LABELS, MAPPED, plan_chunks
 from elmo_stream.model.scratch import ScratchFiles
 from elmo_stream.training.optim import build_optimizer
 
 PROBE_BLOCKS, PROBE_WEIGHTS = 8, 1 << 22
 PROBE_SECONDS = 0.4
-PROBE_FILES, PROBE_FILE_BYTES = 8, 16 << 20
+PROBE_FILES, PROBE_FILE_BYTES, PROBE_ROUNDS = 8, 16 << 20, 4
+PROBE_CHUNKS = 6
 ENCODER_PROBE = 16
 
 
@@ -36,6 +40,7 @@ class Rates:
         flops: per second, in the classifier's matrix products.
         weights: classifier weights per second that are decoded, updated, rounded and stored, without the products.
         disk_read, disk_write: bytes per second with both at once, past the page cache.
+        disk_work: mapped bytes that a second of computing is lost to, since processors move them.
         to_device, from_device: bytes per second between page-locked memory and a GPU, with both at once.
         encoder_instances: instances per second of the encoder's forward and backward pass.
         encoder_fixed: seconds of a step's encoder that do not depend on the batch, the optimizer's mostly.
@@ -45,6 +50,7 @@ class Rates:
     weights: float | None = None
     disk_read: float | None = None
     disk_write: float | None = None
+    disk_work: float | None = None
     to_device: float | None = None
     from_device: float | None = None
     encoder_instances: float | None = None
@@ -76,11 +82,19 @@ class Rates:
 
 
 def measure_rates(
-    config: Config, *, dim: int, device: torch.device, encoder: Encoder, text: tuple[int, int], scratch: Path | None
+    config: Config,
+    *,
+    dim: int,
+    chunk_labels: int,
+    device: torch.device,
+    encoder: Encoder,
+    text: tuple[int, int],
+    scratch: Path | None,
 ) -> Rates:
     """Measure this machine, in some seconds.
 
     Args:
+        chunk_labels: labels of the largest chunk.
         encoder: with its weights, or on the device "meta", where its time stays unknown.
         text: usual tokens of an instance, and size of the vocabulary.
         scratch: an existing folder on the disk of the mapped chunks, None where there are none.
@@ -101,6 +115,8 @@ def measure_rates(
     if scratch is not None:
         read, write = _disk_rates(scratch)
         rates = replace(rates, disk_read=read, disk_write=write)
+        if device.type == "cpu":
+            rates = replace(rates, disk_work=_disk_work(config, dim, min(chunk_labels, DEFAULT_CHUNK_LABELS), scratch))
     if device.type == "cuda":
         into, out = _copy_rates(device)
         rates = replace(rates, to_device=into, from_device=out)
@@ -137,14 +153,21 @@ class _NoPositives:
     block_ptr: torch.Tensor
 
 
+def _no_positives(labels: int, device: torch.device) -> Positives:
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    blocks = torch.zeros(labels // BLOCK_LABELS + 2, dtype=torch.int64, device=device)
+    return _NoPositives(none, none, none.float(), blocks)
+
+
 def one_chunk_step(config: Config, dim: int, device: torch.device, labels: int, batch: int) -> Callable[[], Any]:
     """A function that does what a step does with one chunk of random weights; its first call loads the kernels."""
     rule = config.classifier
-    chunk = elmo_kernels.make_chunk(rule.format, labels, dim, 0, seed=0, std=rule.init_std, device=device)
+    share = 1.0 if rule.rounding == "kahan" else rule.kahan_head
+    chunk = elmo_kernels.make_chunk(
+        rule.format, labels, dim, 0, seed=0, std=rule.init_std, kahan_rows=round(share * labels), device=device
+    )
     x_BD = torch.randn(batch, dim, generator=torch.Generator().manual_seed(0)).to(device)
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    blocks = torch.zeros(labels // BLOCK_LABELS + 2, dtype=torch.int64, device=device)
-    positives: Positives = _NoPositives(none, none, none.float(), blocks)
+    positives = _no_positives(labels, device)
     flags, dx_BD = torch.zeros(2, dtype=torch.int64, device=device), torch.zeros_like(x_BD)
     operand = elmo_kernels.operand(x_BD, rule.format)
     rounding = "stochastic" if rule.rounding == "kahan" else rule.rounding
@@ -190,8 +213,10 @@ def _disk_rates(folder: Path) -> tuple[float, float]:
             seconds = [0.0, 0.0]
 
             def move(way: int) -> None:
+                for number in range(way, PROBE_FILES, 2):  # a first round, for files that are still being made
+                    (files.write if way else files.read_into)(number, buffers[way])
                 start = time.perf_counter()
-                for number in range(way, PROBE_FILES, 2):
+                for number in [*range(way, PROBE_FILES, 2)] * PROBE_ROUNDS:
                     (files.write if way else files.read_into)(number, buffers[way])
                 seconds[way] = time.perf_counter() - start
 
@@ -202,7 +227,28 @@ def _disk_rates(folder: Path) -> tuple[float, float]:
                 thread.join()
         finally:
             files.close()
-    return tuple(PROBE_FILES // 2 * PROBE_FILE_BYTES / max(each, 1e-9) for each in seconds)  # type: ignore[return-value]
+    moved = PROBE_ROUNDS * PROBE_FILES // 2 * PROBE_FILE_BYTES
+    return tuple(moved / max(each, 1e-9) for each in seconds)  # type: ignore[return-value]
+
+
+def _disk_work(config: Config, dim: int, chunk_labels: int, folder: Path) -> float:
+    """Mapped bytes per second that their chunks cost more than resident ones, where the disk is not waited for."""
+    rule, cpu = replace(config.classifier, chunk_labels=chunk_labels), torch.device("cpu")
+    labels = PROBE_CHUNKS * chunk_labels
+    x_BD = torch.randn(config.train.batch, dim, generator=torch.Generator().manual_seed(0))
+    positives, seconds, moved = _no_positives(labels, cpu), [], 0
+    for room in (None, 0):
+        plan = plan_chunks(labels, dim, rule, device_room=room)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="calibration-") as place:
+            classifier = ChunkedClassifier(
+                labels, dim, rule, prior=0.5, seed=0, device=cpu, plan=plan, scratch=Path(place)
+            )
+            try:
+                seconds.append(_best(partial(classifier.train_step, x_BD, positives, lr=1e-3, step=0), cpu))
+            finally:
+                classifier.close()
+        moved = plan.bytes_at(MAPPED)
+    return moved / max(seconds[1] - seconds[0], 1e-9)
 
 
 def _copy_rates(device: torch.device) -> tuple[float, float]:

@@ -29,6 +29,7 @@ from elmo_stream.model.classifier import RowReader
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.model.fp8_linear import require_fp8, use_fp8_
 from elmo_stream.model.placement import chunk_size
+from elmo_stream.system import return_free_memory
 from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from elmo_stream.training.embedding_cache import EmbeddingCache, open_embedding_cache
 from elmo_stream.training.encoder_step import EncoderStep, cut_batch
@@ -209,6 +210,7 @@ class _Trainer:
         self.optimizer = build_optimizer(self.encoder, self.config.optimizer, rounding=self.config.encoder.rounding)
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
+        return_free_memory()  # of drawing or reading the weights; gaps that a step's tensors need not fit
         if not self.run.published:
             if self._weights is not None:
                 self.save()  # from which a run that is killed before its first step goes on
@@ -305,6 +307,7 @@ class _Trainer:
             classifier=self.classifier.state_chunks(),
         )
         prune_checkpoints(self.run.path, self.config.checkpoint.keep)
+        return_free_memory()
         return path
 
     def _restore(self, checkpoint: Checkpoint) -> None:
