@@ -55,13 +55,14 @@ def bench(name: str, budget: float, formats: str, *shapes: str, kahan: str = "0"
 
 
 SECTIONS = (
-    Section("tests", ("-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors", "tests"), 120),
+    Section("tests", ("-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors", "tests"), 110),
     Section("roofline", ("-m", "tools.roofline"), 25),
     bench("3m", 95, "fp8 bf16", "2812281x768x128", kahan="0.2"),
     bench("1.3m", 45, "fp8", "1305265x768x512"),
     bench("8.6m", 60, "fp8", "8623847x768x128", "8623847x768x2048"),
-    Section("overflow", ("-m", "tools.bench_streaming"), 150),
-    bench("fp32", 33, "fp32 bf16", "670091x768x128"),
+    Section("overflow", ("-m", "tools.bench_streaming"), 130),
+    Section("model", ("-m", "tools.bench_model"), 40),
+    bench("fp32", 25, "fp32 bf16", "670091x768x128"),
 )
 
 

@@ -23,6 +23,10 @@ INIT_STD = 0.1
 _LEFT, _RIGHT = 0x9E3779B1, 0x85EBCA6B
 
 
+EVALUATION_PIECE = 64
+"""Texts that a transformer embeds at a time when it is not trained, however many are asked for."""
+
+
 class BagEncoder(nn.Module):
     """Weighted sum of the embeddings of tokens and hashed bigrams, with a learned weight per entry and per position.
 
@@ -111,6 +115,9 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, token_ids_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor | None = None) -> Tensor:
         """x_BD in the dtype of the weights; token_ids_BT int64, mask_BT bool; there are no weights of tokens."""
+        if not self.training and len(token_ids_BT) > EVALUATION_PIECE:
+            pieces = zip(token_ids_BT.split(EVALUATION_PIECE), mask_BT.split(EVALUATION_PIECE), strict=True)
+            return torch.cat([self(*piece) for piece in pieces])
         # A configuration may ask for the hidden states of all layers; they would be kept to no use.
         hidden_BTD = self.model(
             input_ids=token_ids_BT,

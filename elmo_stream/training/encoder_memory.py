@@ -67,13 +67,7 @@ def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: tor
 
 def evaluation_bytes(encoder: Encoder, *, instances: int, length: int, device: torch.device) -> int:
     """Peak of what a forward pass without gradients allocates."""
-    trained = [p for p in encoder.parameters() if p.requires_grad]
-    encoder.requires_grad_(False)
-    try:
-        return _peak_of_step(encoder, instances, length, device, accumulate=False)[0]
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+    return _peak_of_step(encoder, instances, length, device, accumulate=True, training=False)[0]
 
 
 def _state_bytes(config: Config) -> float:
@@ -87,14 +81,20 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _peak_of_step(
-    encoder: Encoder, instances: int, length: int, device: torch.device, *, accumulate: bool
+    encoder: Encoder,
+    instances: int,
+    length: int,
+    device: torch.device,
+    *,
+    accumulate: bool,
+    training: bool = True,
 ) -> tuple[int, int]:
     """Peak of a forward and backward pass beyond weights and gradients, and that of tensors below HEAP_BYTES alone.
 
-    ``accumulate``: gradients are there already.
+    ``accumulate``: gradients are there already. Without ``training`` it is the forward pass of an evaluation.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = _without_data(encoder, device).train()
+        model = _without_data(encoder, device).train(training)
         trained = [p for p in model.parameters() if p.requires_grad]
         token_ids_BT = torch.zeros(instances, length, dtype=torch.int64, device=device)
         mask_BT = torch.ones(instances, length, dtype=torch.bool, device=device)
@@ -102,9 +102,9 @@ def _peak_of_step(
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
         known = [*model.parameters(), *model.buffers(), *(p.grad for p in trained if p.grad is not None)]
-        with _Allocations([*known, token_ids_BT, mask_BT]) as allocations:
+        with _Allocations([*known, token_ids_BT, mask_BT]) as allocations, torch.set_grad_enabled(training):
             x_BD = model(token_ids_BT, mask_BT)
-            if trained:
+            if trained and training:
                 x_BD.backward(torch.empty_like(x_BD))
         gradients = [] if accumulate else [_bytes(p) for p in trained]
         small = sum(size for size in gradients if size < HEAP_BYTES)

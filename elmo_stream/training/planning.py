@@ -24,6 +24,8 @@ from elmo_stream.training.rates import measure_rates, one_chunk_step
 from elmo_stream.training.run import instances_per_epoch
 
 FREE_SHARE = 0.9
+# Logs, stacks of threads, decoders of the loader, and what Python allocates on the way (measured on Linux).
+SMALL_THINGS = 24 << 20
 # Label blocks whose input gradients a GPU holds at a time, and bytes a logit of its top-k merge.
 GPU_SLAB_BLOCKS, GPU_TOPK_BYTES = 64, 36
 START, CLASSIFIER, BACKWARD = "start", "classifier", "backward"
@@ -155,6 +157,7 @@ def _process_rows(config: Config, encoder: Encoder, device: torch.device) -> Ite
     torch.set_num_threads(threads)  # Numba, when it starts, sets the number for all that use OpenMP
     weights = sum(p.untyped_storage().nbytes() for p in encoder.parameters() if p.device.type == "cpu")
     yield Row("interpreter, libraries, kernels", _host(device), ALWAYS, max(0, resident_bytes() - weights))
+    yield Row("logs, threads and small things", _host(device), ALWAYS, SMALL_THINGS)
 
 
 def _classifier_rows(chunks: ChunkPlan, device: torch.device) -> Iterator[Row]:

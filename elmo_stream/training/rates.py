@@ -25,11 +25,11 @@ from elmo_stream.model.placement import DEFAULT_CHUNK_LABELS, MAPPED, plan_chunk
 from elmo_stream.model.scratch import ScratchFiles
 from elmo_stream.training.optim import build_optimizer
 
-PROBE_BLOCKS, PROBE_WEIGHTS = 8, 1 << 22
+PROBE_WEIGHTS = 1 << 25
 PROBE_SECONDS = 0.4
 PROBE_FILES, PROBE_FILE_BYTES, PROBE_ROUNDS = 8, 16 << 20, 4
 PROBE_CHUNKS = 6
-ENCODER_PROBE = 16
+PROBE_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def measure_rates(
         text: usual tokens of an instance, and size of the vocabulary.
         scratch: an existing folder on the disk of the mapped chunks, None where there are none.
     """
-    labels = BLOCK_LABELS * max(1, min(PROBE_BLOCKS, PROBE_WEIGHTS // (BLOCK_LABELS * dim)))
+    chunk_labels = min(chunk_labels, DEFAULT_CHUNK_LABELS)
+    labels = BLOCK_LABELS * max(1, min(chunk_labels, PROBE_WEIGHTS // dim) // BLOCK_LABELS)
 
     def chunk_seconds(batch: int) -> float:
         return _best(one_chunk_step(config, dim, device, labels, batch), device)
@@ -107,7 +108,7 @@ def measure_rates(
     fixed, each = _per_instance(chunk_seconds, config.train.batch)
     rates = Rates(flops=6 * dim * labels / each if each > 0 else None, weights=labels * dim / max(fixed, 1e-9))
     if next(encoder.parameters()).device.type != "meta":
-        most = ENCODER_PROBE if config.encoder.kind == "transformer" else config.train.batch
+        most = PROBE_TOKENS // text[0] if config.encoder.kind == "transformer" else config.train.batch
         batch = max(2, min(config.train.batch, most))
         step = _encoder_step(config, encoder, *text)
         fixed, each = _per_instance(step, batch)
@@ -116,7 +117,7 @@ def measure_rates(
         read, write = _disk_rates(scratch)
         rates = replace(rates, disk_read=read, disk_write=write)
         if device.type == "cpu":
-            rates = replace(rates, disk_work=_disk_work(config, dim, min(chunk_labels, DEFAULT_CHUNK_LABELS), scratch))
+            rates = replace(rates, disk_work=_disk_work(config, dim, chunk_labels, scratch))
     if device.type == "cuda":
         into, out = _copy_rates(device)
         rates = replace(rates, to_device=into, from_device=out)

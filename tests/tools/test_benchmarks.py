@@ -30,16 +30,17 @@ def _sections(folder: Path) -> dict[str, dict]:
 
 
 def test_gpu_check_measures_every_operation_and_says_on_what(tmp_path: Path) -> None:
-    done = _run("tools/gpu_check.py", "--out", tmp_path, "--dry-run", "--only", "roofline", "3m", "overflow")
+    done = _run("tools/gpu_check.py", "--out", tmp_path, "--dry-run", "--only", "roofline", "3m", "model", "overflow")
     assert done.returncode == 0, done.stdout + done.stderr
     sections = _sections(tmp_path)
     assert sections["roofline"]["roofline"]["copy"] > 0
+    assert all(row["planned MiB"] > 0 and row["ms"] > 0 for row in sections["model"]["rows"])
     assert all(row["streamed GiB"] > 0 and row["ms"] > 0 for row in sections["overflow"]["rows"])
     measured = {(row["op"], row["format"]) for row in sections["3m"]["rows"]}
     formats = ("fp8", "bf16", "fp8+kahan")
     assert measured == {(op, fmt) for op in ("logit_grad", "update", "top-100", "step") for fmt in formats}
     assert sections["3m"]["machine"]["torch"] == torch.__version__
-    assert done.stdout.rstrip().splitlines()[-1].startswith("overflow"), "the verdicts come last"
+    assert done.stdout.rstrip().splitlines()[-1].startswith("model"), "the verdicts come last"
 
 
 def test_gpu_check_reports_what_failed_and_keeps_the_rest(tmp_path: Path) -> None:
