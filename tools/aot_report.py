@@ -10,7 +10,6 @@ Exit code 1 when a kernel does not compile, spills, or needs more shared memory 
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ ARGUMENT_TYPES = {
     **dict.fromkeys(("loss_ptr", "target_ptr", "partial_ptr", "dx_ptr", "scores_ptr"), "*fp32"),
     **dict.fromkeys(("label_ptr", "instance_ptr", "flags_ptr", "scalars_ptr", "ids_ptr", "key_ptr"), "*i64"),
     **dict.fromkeys(("count_ptr", "feature_ptr"), "*i32"),
+    "skipped_ptr": "*i8",
     **dict.fromkeys(("L", "B", "H", "K", "P", "LABELS", "size"), "i32"),
     "label_offset": "i64",
     "prior": "fp32",
@@ -116,6 +118,12 @@ def variants(arch: int, batches: list[int]) -> Iterator[Variant]:
                 yield update(f"{size}, masked", EVEN=False)
                 if fmt != "fp32":
                     yield update(f"{size}, kahan")
+            if batch == batches[0]:
+                mend = config.mend_tiles(fmt, batch, arch)
+                sizes = {"TILES_B": -(-batch // mend["TILE_B"]), "STOCHASTIC": True}
+                yield Variant(
+                    "mend_kernel", fmt, size if fmt == "fp32" else f"{size}, kahan", {**common, **mend, **sizes}
+                )
             if not fused or batch == batches[0]:
                 yield Variant("input_grad_kernel", fmt, size, {**common, **config.input_grad_tiles(fmt, batch, arch)})
 
@@ -129,27 +137,32 @@ def _tool(name: str, cubin: bytes, *arguments: str) -> str:
 
 
 def hot_loop(sass: str) -> Counter[str]:
-    """How often each instruction stands in the longest loop with matrix products."""
+    """How often each instruction stands in the first loop with matrix products, loops inside it included."""
     lines = sass.splitlines()
     label = {line.strip(" :"): place for place, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line.strip())}
-    found: dict[bool, list[Counter[str]]] = {True: [], False: []}
+    found = []
     for place, line in enumerate(lines):
-        branch = re.search(r"(@!?U?P\d\s+)?BRA\S*\s+(!?U?P\d,)?[^`]*`\((\.L_x_\d+)\)", line)
-        if branch and label.get(branch[3], place) < place:
-            body = "\n".join(lines[label[branch[3]] : place + 1])
-            loop = Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", body))
-            if _product(loop):
-                found[bool(branch[1] or branch[2])].append(loop)
-    # A jump back without a condition may be the return from code that was moved out of the way.
-    return max(found[True], key=Counter.total, default=min(found[False], key=Counter.total, default=Counter()))
+        branch = re.search(r"BRA\b[^`]*`\((\.L_x_\d+)\)", line)
+        start = label.get(branch[1], place) if branch else place
+        if start < place:
+            loop = Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", "\n".join(lines[start : place + 1])))
+            # A jump back over the end of the kernel is the return from code that was moved out of the way.
+            if _product(loop) and not loop["EXIT"]:
+                found.append((start, -place, loop))
+    return min(found, key=lambda entry: entry[:2])[2] if found else Counter()
 
 
 def _product(loop: Counter[str]) -> str:
-    return max((name for name in loop if "MMA" in name or name == "FFMA"), key=loop.__getitem__, default="")
+    """The instruction of the matrix products: of tensor cores, where there are any."""
+    return max(
+        (name for name in loop if "MMA" in name),
+        key=loop.__getitem__,
+        default=next((name for name in ("FFMA2", "FFMA") if loop[name]), ""),
+    )
 
 
-def measure(variant: Variant, arch: int) -> tuple[str, bool]:
-    """A line of the table, and whether the kernel fits."""
+def measure(variant: Variant, arch: int, *, count: bool = True) -> tuple[str, bool]:
+    """A line of the table, with ``count`` also of instructions, and whether the kernel fits."""
     name = f"{variant.kernel.removesuffix('_kernel'):12} {variant.name:18} {variant.fmt:5} sm_{arch:<3}"
     try:
         compiled = variant.compile(arch)
@@ -159,8 +172,8 @@ def measure(variant: Variant, arch: int) -> tuple[str, bool]:
     registers, local = (int(number) for number in re.findall(r"(?:REG|STACK):(\d+)", usage))
     shared, limit = compiled.metadata.shared, SHARED_LIMIT[arch] << 10
     line = f"{name} {registers:>9} {local:>7} {shared:>8} {shared / limit:>5.0%}"
-    loop = hot_loop(_tool("nvdisasm", compiled.asm["cubin"], "--print-code"))
-    if variant.weights and loop:
+    loop = hot_loop(_tool("nvdisasm", compiled.asm["cubin"], "--print-code")) if count and variant.weights else None
+    if loop:
         kinds = [sum(n for name, n in loop.items() if kind.match(name)) for kind in (INTEGER, FLOATING)]
         per_weight = (number / variant.weights for number in (*kinds, sum(loop.values())))
         line += f"  {_product(loop):9}" + "".join(f"{number:>6.1f}" for number in per_weight)
@@ -173,7 +186,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--arch", nargs="+", default=[f"sm_{arch}" for arch in SHARED_LIMIT], metavar="sm_NN")
     parser.add_argument("--batch", nargs="+", type=int, default=[128, 512], help="instances (default: 128 512)")
-    parser.add_argument("--brief", action="store_true", help="one variant of a kernel in a format")
+    parser.add_argument("--brief", action="store_true", help="one variant of a kernel in a format, not disassembled")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     arguments = parser.parse_args()
     archs = [int(name.removeprefix("sm_")) for name in arguments.arch]
     work = [(variant, arch) for arch in archs for variant in variants(arch, arguments.batch)]
@@ -181,9 +195,12 @@ def main() -> int:
         work = list({(variant.kernel, variant.fmt, arch): (variant, arch) for variant, arch in reversed(work)}.values())
     print(f"Triton {triton.__version__}, {DIM} features")
     print(f"{'kernel':12} {'':18} {'':5} {'':6} registers local B shared B   of   product  int  FP32   all")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        bad = 0
-        for line, fits in pool.map(measure, *zip(*work, strict=True)):
+    bad, measured = 0, partial(measure, count=not arguments.brief)
+    with ExitStack() as stack:
+        spread: Any = map
+        if arguments.jobs > 1:
+            spread = stack.enter_context(ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"))).map
+        for line, fits in spread(measured, *zip(*work, strict=True)):
             print(line, flush=True)
             bad += not fits
     if bad:

@@ -53,22 +53,31 @@ def update_tiles(fmt: str, batch: int, capability: int, *, plain: bool) -> Launc
     """Of ``update_kernel``; ``plain`` without compensation and masks.
 
     ``CHAINED`` decodes a weight once. That needs all warps side by side on the labels, which leaves no register
-    for anything but the plain fp8 update.
+    for anything but the plain update.
     """
     if capability == INTERPRETER:
         return {"CHAINED": False, **_tiles(256, batch, 64), **_options(4)}
     if fmt == "fp32":
         return {"CHAINED": False, **FP32_TILES, **_options(4)}
     if is_fused(fmt, batch, capability):
-        # On Hopper it would take 8 registers more than there are.
-        chained = plain and fmt == "fp8" and not _is_hopper(capability)
-        return {"CHAINED": chained, **_tiles(64, batch, 128), **_options(8 if _is_hopper(capability) else 4)}
+        if not _is_hopper(capability):
+            return {"CHAINED": plain and fmt == "fp8", **_tiles(64, batch, 128), **_options(4)}
+        return {"CHAINED": plain, **_tiles(128 if plain else 64, batch, 128), **_options(8)}
     if _is_hopper(capability):
         return {"CHAINED": False, **_tiles(128, batch, 128), **_options(8)}
     if capability // 10 == 10:
         # Triton 3.7 fails to lay out a product in one or two pieces whose rows are summed up in registers.
         return {"CHAINED": False, **_tiles(64, batch, 32), **_options(4)}
-    return {"CHAINED": False, **_tiles(64, batch, 64), **_options(8)}
+    return {"CHAINED": False, **_tiles(64, batch, 32 if capability // 10 == 12 else 64), **_options(8)}
+
+
+def mend_tiles(fmt: str, batch: int, capability: int) -> Launch:
+    """Of ``mend_kernel``, which mostly has nothing to do: few registers, so that many wait at a time."""
+    if capability == INTERPRETER:
+        return {**_tiles(256, batch, 64), **_options(4)}
+    if fmt == "fp32":
+        return {**FP32_TILES, **_options(4)}
+    return {**_tiles(32, batch, 32), **_options(8)}
 
 
 def input_grad_tiles(fmt: str, batch: int, capability: int) -> Launch:

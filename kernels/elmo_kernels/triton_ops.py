@@ -1,11 +1,13 @@
 """The Triton backend: launches the kernels over a chunk. Nothing here waits for the GPU.
 
-The temporaries of a chunk are its gradients, (L, B), and a float32 (B, D) for each of its label blocks, or the
-keys of its candidates for the top-k.
+The temporaries of a chunk are its gradients, (L, B), a float32 (B, D) for each of its label blocks and a byte for each
+group of features that rounding may not take; or the keys of its candidates for the top-k.
 """
 
 import os
+from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from elmo_kernels.triton_config import (
     input_grad_tiles,
     is_fused,
     logit_tiles,
+    mend_tiles,
     update_tiles,
 )
 from elmo_kernels.types import BLOCK_LABELS, ChunkWeights, Positives
@@ -56,20 +59,34 @@ def _capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def _even(launch: dict[str, Any], labels: int, batch: int, dim: int, rows: int) -> bool:
-    return not (labels % rows or batch % launch["TILE_B"] or dim % launch["TILE_D"])
+def block_runs(start: int, stop: int, head: int = 0) -> Iterator[tuple[int, int]]:
+    """(first, last) rows of label blocks of a kind: with compensation (below ``head``) or without, whole or not.
+
+    Each kind has its own launch, so that what is compiled for a block depends on the block, never on its chunk.
+    """
+    whole = stop - (stop - start) % BLOCK_LABELS
+    plain = min(stop, max(start, _tiles(head, BLOCK_LABELS) * BLOCK_LABELS))
+    return pairwise(sorted({start, plain, whole, stop}))
+
+
+def _even(launch: dict[str, Any], rows: int, batch: int, dim: int) -> bool:
+    return not (rows % BLOCK_LABELS or batch % launch["TILE_B"] or dim % launch["TILE_D"])
+
+
+def _from(tensor: Tensor | None, row: int) -> Tensor | None:
+    """The rows from ``row`` on."""
+    return None if tensor is None else _patterns(tensor[row:])
 
 
 def _format(w: ChunkWeights) -> dict[str, Any]:
     return {"D": w.data_LD.shape[1], "FMT": w.fmt, "DOT_FP32": _interpreted() or w.fmt == "fp32"}
 
 
-def _logit_launch(w: ChunkWeights, labels: int, batch: int) -> tuple[tuple[int, int], dict[str, Any]]:
+def _logit_launch(w: ChunkWeights, rows: int, batch: int) -> tuple[tuple[int, int], dict[str, Any]]:
     """Grid and compile-time arguments of a kernel over the logits of so many rows."""
     launch = logit_tiles(w.fmt, batch, _capability(w.data_LD.device))
-    grid = _tiles(labels, launch["TILE_L"]), _tiles(batch, launch["TILE_B"])
-    even = _even(launch, labels, batch, w.data_LD.shape[1], launch["TILE_L"])
-    return grid, {**_format(w), **launch, "EVEN": even}
+    grid = _tiles(rows, launch["TILE_L"]), _tiles(batch, launch["TILE_B"])
+    return grid, {**_format(w), **launch, "EVEN": _even(launch, rows, batch, w.data_LD.shape[1])}
 
 
 def logit_grad(
@@ -78,21 +95,24 @@ def logit_grad(
     """See ``elmo_kernels.logit_grad``."""
     labels, batch, count = w.data_LD.shape[0], x_BD.shape[0], positives.label_P.shape[0]
     g_LB = x_BD.new_empty(labels, batch)
-    grid, launch = _logit_launch(w, labels, batch)
-    tiles = grid[0] * grid[1]
-    sums = torch.empty(tiles + _tiles(count, TILE_P), device=x_BD.device) if want_loss else None
-    data = _patterns(w.data_LD)
-    triton_logits.slope_kernel[grid](
-        data, w.exponent_LG, x_BD, g_LB, sums, prior, labels, batch, LOSS=loss, WANT_LOSS=want_loss, **launch
-    )
+    sums: list[Tensor | None] = []
+    for first, last in block_runs(0, labels):
+        grid, launch = _logit_launch(w, last - first, batch)
+        sums.append(torch.empty(grid[0] * grid[1], device=x_BD.device) if want_loss else None)
+        triton_logits.slope_kernel[grid](
+            _from(w.data_LD, first), _from(w.exponent_LG, first), x_BD, g_LB[first:], sums[-1],
+            prior, last - first, batch, LOSS=loss, WANT_LOSS=want_loss, **launch,
+        )  # fmt: skip
     if count:
-        triton_logits.positive_kernel[(_tiles(count, TILE_P),)](
-            data, w.exponent_LG, x_BD, g_LB, None if sums is None else sums[tiles:],
+        tiles = _tiles(count, TILE_P)
+        sums.append(torch.empty(tiles, device=x_BD.device) if want_loss else None)
+        triton_logits.positive_kernel[(tiles,)](
+            _patterns(w.data_LD), w.exponent_LG, x_BD, g_LB, sums[-1],
             positives.label_P, positives.instance_P, positives.weight_P,
             prior, w.label_offset, count, labels, batch,
             LOSS=loss, WANT_LOSS=want_loss, TILE_P=TILE_P, TILE_D=launch["TILE_D"], **_format(w), **flat_options(),
         )  # fmt: skip
-    return g_LB, None if sums is None else sums.sum(dtype=torch.float64)
+    return g_LB, torch.cat([part for part in sums if part is not None]).sum(dtype=torch.float64) if want_loss else None
 
 
 def update_(
@@ -100,32 +120,37 @@ def update_(
 ) -> None:
     """See ``elmo_kernels.update_with_``."""
     (labels, dim), batch, capability = w.data_LD.shape, x_BD.shape[0], _capability(x_BD.device)
-    fused = is_fused(w.fmt, batch, capability)
+    fused, grad = is_fused(w.fmt, batch, capability), input_grad_tiles(w.fmt, batch, capability)
+    mend, common = mend_tiles(w.fmt, batch, capability), {"STOCHASTIC": rounding == "stochastic", **_format(w)}
+    keys_D, groups = _feature_keys(dim, x_BD.device), _tiles(dim, mend["TILE_D"])
     head = 0 if w.comp_HD is None else w.comp_HD.shape[0]
     slab = max(1, SLAB_BYTES // (4 * batch * dim))
     partial_NBD = dx_BD.new_empty(min(_tiles(labels, BLOCK_LABELS), slab), batch, dim)
+    skipped_NGL = partial_NBD.new_empty(len(partial_NBD), groups, BLOCK_LABELS, dtype=torch.int8)
     for start in range(0, labels, slab * BLOCK_LABELS):
-        count = min(slab * BLOCK_LABELS, labels - start)
-        blocks = _tiles(count, BLOCK_LABELS)
-        data, g = _patterns(w.data_LD[start:]), g_LB[start:]
-        exponent = None if w.exponent_LG is None else w.exponent_LG[start:]
-        comp = None if w.comp_HD is None or start >= head else w.comp_HD[start:]
-        launch = update_tiles(w.fmt, batch, capability, plain=False)
-        even = _even(launch, count, batch, dim, BLOCK_LABELS)
-        launch = update_tiles(w.fmt, batch, capability, plain=even and comp is None)
-        if not fused:
-            grad = input_grad_tiles(w.fmt, batch, capability)
-            triton_update.input_grad_kernel[(blocks * _tiles(dim, grad["TILE_D"]), _tiles(batch, grad["TILE_B"]))](
-                data, exponent, g, partial_NBD, count, batch, EVEN=_even(grad, count, batch, dim, BLOCK_LABELS),
-                **_format(w), **grad,
+        stop = min(start + slab * BLOCK_LABELS, labels)
+        for first, last in block_runs(start, stop, head):
+            rows, kahan, block = last - first, max(0, head - first), (first - start) // BLOCK_LABELS
+            data, exponent, g = _from(w.data_LD, first), _from(w.exponent_LG, first), g_LB[first:]
+            comp, blocks = _from(w.comp_HD, first) if kahan else None, _tiles(rows, BLOCK_LABELS)
+            partial, skipped = partial_NBD[block:], skipped_NGL[block:]
+            if not fused:
+                triton_update.input_grad_kernel[(blocks * _tiles(dim, grad["TILE_D"]), _tiles(batch, grad["TILE_B"]))](
+                    data, exponent, g, partial, rows, batch, EVEN=_even(grad, rows, batch, dim), **_format(w), **grad
+                )
+            launch = update_tiles(w.fmt, batch, capability, plain=False)
+            even = _even(launch, rows, batch, dim)
+            launch = update_tiles(w.fmt, batch, capability, plain=even and comp is None)
+            triton_update.update_kernel[(blocks * groups,)](
+                data, exponent, comp, g, x_BD, partial if fused else None, scalars, skipped, keys_D,
+                w.label_offset + first, rows, batch, kahan,
+                FUSED=fused, TILES_B=_tiles(batch, launch["TILE_B"]), EVEN=even, **common, **launch,
             )  # fmt: skip
-        triton_update.update_kernel[(blocks * _tiles(dim, launch["TILE_D"]),)](
-            data, exponent, _patterns(comp), g, x_BD, partial_NBD if fused else None, scalars, flags,
-            _feature_keys(dim, x_BD.device), w.label_offset + start, count, batch, max(0, head - start),
-            STOCHASTIC=rounding == "stochastic", FUSED=fused, TILES_B=_tiles(batch, launch["TILE_B"]),
-            EVEN=even, **_format(w), **launch,
-        )  # fmt: skip
-        _add_partials_(dx_BD, partial_NBD, blocks)
+            triton_update.mend_kernel[(blocks * groups,)](
+                data, exponent, comp, g, x_BD, scalars, skipped, flags, keys_D,
+                w.label_offset + first, rows, batch, kahan, TILES_B=_tiles(batch, mend["TILE_B"]), **common, **mend,
+            )  # fmt: skip
+        _add_partials_(dx_BD, partial_NBD, _tiles(stop - start, BLOCK_LABELS))
 
 
 def _add_partials_(dx_BD: Tensor, partial_NBD: Tensor, count: int) -> None:
@@ -142,13 +167,13 @@ def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor
     stages = max(MIN_STAGES_K, (k - 1).bit_length())
     key_BL = ids_BK.new_empty(batch, min(slab, labels))
     for start in range(0, labels, slab):
-        rows = min(slab, labels - start)
         count_B = torch.zeros(batch, dtype=torch.int32, device=x_BD.device)
-        grid, launch = _logit_launch(w, rows, batch)
-        triton_logits.candidate_kernel[grid](
-            _patterns(w.data_LD[start:]), None if w.exponent_LG is None else w.exponent_LG[start:], x_BD,
-            scores_BK, ids_BK, key_BL, count_B, w.label_offset + start, rows, batch, k, key_BL.shape[1], **launch,
-        )  # fmt: skip
+        for first, last in block_runs(start, min(start + slab, labels)):
+            grid, launch = _logit_launch(w, last - first, batch)
+            triton_logits.candidate_kernel[grid](
+                _from(w.data_LD, first), _from(w.exponent_LG, first), x_BD, scores_BK, ids_BK, key_BL, count_B,
+                w.label_offset + first, last - first, batch, k, key_BL.shape[1], **launch,
+            )  # fmt: skip
         triton_logits.merge_kernel[(batch,)](
             scores_BK, ids_BK, key_BL, count_B, key_BL.shape[1], k, TILE_K=1 << stages, STAGES=stages,
             **flat_options(),

@@ -1,5 +1,5 @@
 """The Triton kernels of an update: new weights and the gradient of the embeddings, in one pass where the batch
-fits a tile. Sums have a fixed order; atomics are on integers only.
+fits a tile, and the rare rows that rounding cannot take. Sums have a fixed order; atomics are on integers only.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -97,7 +97,7 @@ def _store(
 
 @triton.jit
 def update_kernel(
-    data_ptr, exponent_ptr, comp_ptr, g_ptr, x_ptr, partial_ptr, scalars_ptr, flags_ptr, feature_ptr,
+    data_ptr, exponent_ptr, comp_ptr, g_ptr, x_ptr, partial_ptr, scalars_ptr, skipped_ptr, feature_ptr,
     label_offset, L, B, H,
     D: tl.constexpr, FMT: tl.constexpr, STOCHASTIC: tl.constexpr, DOT_FP32: tl.constexpr, FUSED: tl.constexpr,
     CHAINED: tl.constexpr, TILES_B: tl.constexpr, TILE_L: tl.constexpr, TILE_B: tl.constexpr, TILE_D: tl.constexpr,
@@ -109,7 +109,7 @@ def update_kernel(
     before.
 
     A weight costs no test. A row that holds what is not finite or saturates, seen by its largest magnitude, is
-    left as it was, and taken up again when the others are done.
+    left as it was and marked in skipped, 1,024 int8 a program, for ``mend_kernel``.
     """
     limit: tl.constexpr = rt.LARGEST_BITS if FMT == "fp8" else rt.INF_BITS - 1
     groups: tl.constexpr = (D + TILE_D - 1) // TILE_D
@@ -127,16 +127,15 @@ def update_kernel(
     instance = tl.arange(0, TILE_B)
     x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, EVEN), TILE_B, TILE_D)
     total = tl.zeros((TILE_B, TILE_D), tl.float32)
-    skipped = tl.zeros((TILE_L,), tl.int32)
     for start in range(0, _BLOCK, TILE_L):
         row = start + tl.arange(0, TILE_L)
         inside_row = row < L - first
-        v, w, total = _new_weights(
+        v, _, total = _new_weights(
             data_ptr, exponent_ptr, comp_ptr, g_ptr, x_ptr, x, total, keep, lr, row, inside_row, H - first, first_col,
             B, D, FMT, DOT_FP32, FUSED, CHAINED and not DOT_FP32, TILES_B, TILE_L, TILE_B, TILE_D, EVEN,
         )  # fmt: skip
         largest = tl.max(rt.magnitude_bits(v), 1)
-        skipped |= (largest > limit).to(tl.int32) << (start // TILE_L)
+        tl.store(skipped_ptr + tl.program_id(0) * _BLOCK + row, (largest > limit).to(tl.int8))
         wanted = largest <= limit if EVEN else inside_row & (largest <= limit)
         _store(
             data_ptr, exponent_ptr, comp_ptr, feature_ptr, v, v, largest, stream, label_offset + (first + row), row,
@@ -146,31 +145,59 @@ def update_kernel(
         col = first_col + tl.arange(0, TILE_D)
         place = partial_ptr + (block.to(tl.int64) * B + instance[:, None]) * D + col[None, :]
         tt.store(place, tt.undealt(total, TILE_B, TILE_D), (instance < B)[:, None] & (col < D)[None, :], EVEN)
-    # A bit a tile, for a second look at a row would see its new weights.
-    if tl.max((skipped != 0).to(tl.int32), 0) > 0:
-        x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, EVEN), TILE_B, TILE_D)
+
+
+@triton.jit
+def mend_kernel(
+    data_ptr, exponent_ptr, comp_ptr, g_ptr, x_ptr, scalars_ptr, skipped_ptr, flags_ptr, feature_ptr,
+    label_offset, L, B, H,
+    D: tl.constexpr, FMT: tl.constexpr, STOCHASTIC: tl.constexpr, DOT_FP32: tl.constexpr,
+    TILES_B: tl.constexpr, TILE_L: tl.constexpr, TILE_B: tl.constexpr, TILE_D: tl.constexpr,
+):  # pragma: no cover  # fmt: skip
+    """Update the rows of one group of features of a label block that ``update_kernel`` skipped; mostly none.
+
+    They still have their old weights. What is not finite and what saturates is counted here.
+    """
+    groups: tl.constexpr = (D + TILE_D - 1) // TILE_D
+    block, first_col = tl.program_id(0) // groups, tl.program_id(0) % groups * TILE_D
+    first = block * _BLOCK
+    skipped_ptr += tl.program_id(0) * _BLOCK
+    if tl.max(tl.load(skipped_ptr + tl.arange(0, _BLOCK)).to(tl.int32), 0) > 0:
+        data_ptr += first.to(tl.int64) * D
+        g_ptr += first.to(tl.int64) * B
+        if FMT == "fp8":
+            exponent_ptr += first.to(tl.int64) * groups
+        if comp_ptr is not None:
+            comp_ptr += first.to(tl.int64) * D
+        stream = tl.load(scalars_ptr)
+        lr = rt.fp32_value(tl.load(scalars_ptr + 1).to(tl.uint32))
+        keep = rt.fp32_value(tl.load(scalars_ptr + 2).to(tl.uint32))
+        instance = tl.arange(0, TILE_B)
+        x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, False), TILE_B, TILE_D)
         for start in range(0, _BLOCK, TILE_L):
             row = start + tl.arange(0, TILE_L)
             inside_row = row < L - first
+            wanted = inside_row & (tl.load(skipped_ptr + row) != 0)
             v, w, _ = _new_weights(
                 data_ptr, exponent_ptr, comp_ptr, g_ptr, x_ptr, x, 0, keep, lr, row, inside_row, H - first, first_col,
-                B, D, FMT, DOT_FP32, False, False, TILES_B, TILE_L, TILE_B, TILE_D, EVEN,
+                B, D, FMT, DOT_FP32, False, False, TILES_B, TILE_L, TILE_B, TILE_D, False,
             )  # fmt: skip
-            wanted = inside_row & (((skipped >> (start // TILE_L)) & 1) != 0)
             finite = rt.is_finite(v)
-            _count(flags_ptr + 1, wanted[:, None] & (finite == 0))
+            # Infinity times the zeros outside is NaN.
+            inside = wanted[:, None] & tt.dealt((first_col + tl.arange(0, TILE_D) < D)[None, :], 1, TILE_D)
+            _count(flags_ptr + 1, inside & (finite == 0))
             rounded = v
             if FMT == "fp8":
                 v = tl.where(finite, v, w)
                 rounded = rt.mend_fp8(v)
-                _count(flags_ptr, wanted[:, None] & (rounded != v))
+                _count(flags_ptr, inside & (rounded != v))
             elif FMT == "bf16":
                 rounded = rt.mend_bf16(v)
             largest = tl.max(rt.magnitude_bits(rounded), 1)
             _store(
                 data_ptr, exponent_ptr, comp_ptr, feature_ptr, v, rounded, largest, stream,
                 label_offset + (first + row), row, wanted, H - first, first_col,
-                D, FMT, STOCHASTIC, DOT_FP32, TILE_L, TILE_D, EVEN,
+                D, FMT, STOCHASTIC, DOT_FP32, TILE_L, TILE_D, False,
             )  # fmt: skip
 
 

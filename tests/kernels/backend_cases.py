@@ -14,18 +14,24 @@ PRIOR = -0.75
 
 @dataclass(frozen=True)
 class Case:
-    """One combination of what an update can be asked for, and (labels, batch, features)."""
+    """One combination of what an update can be asked for, and (labels, batch, features).
+
+    ``exceptional``: half of the rows get steps that are not finite or leave the range of fp8; in a chunk of less
+    than a block all do, for an embedding is not finite.
+    """
 
     fmt: str
     rounding: str
     loss: str
     kahan_rows: int = 0
     shape: tuple[int, int, int] = (1100, 5, 48)
+    exceptional: bool = False
 
     @property
     def name(self) -> str:
         """Unique among the cases."""
-        return f"{self.fmt}-{self.rounding}-{self.loss}-{self.kahan_rows}-{'x'.join(map(str, self.shape))}"
+        size = "x".join(map(str, self.shape))
+        return f"{self.fmt}-{self.rounding}-{self.loss}-{self.kahan_rows}-{size}-{self.exceptional}"
 
 
 CASES = [
@@ -36,6 +42,9 @@ CASES = [
     Case("fp8", "stochastic", "bce", kahan_rows=20, shape=(70, 130, 144)),
     Case("bf16", "stochastic", "bce", shape=(1024, 16, 128)),
     Case("fp8", "stochastic", "bce", shape=(1024, 16, 128)),
+    Case("bf16", "stochastic", "bce", 1100, (1300, 5, 48), exceptional=True),
+    Case("fp8", "stochastic", "bce", 1100, (1300, 5, 144), exceptional=True),
+    Case("fp8", "nearest", "bce", shape=(90, 130, 144), exceptional=True),
 ]
 LARGE_CASES = [
     Case(fmt, "stochastic", "bce", 300, (1013, 37, dim)) for fmt in ("bf16", "fp8") for dim in (384, 768, 1024)
@@ -55,9 +64,16 @@ def case_inputs(case: Case) -> dict[str, Tensor]:
     end = OFFSET + labels  # of the chunk; only the last chunk of a model ends within a label block
     pair_P = pair_P[(pair_P // batch < end) | (pair_P // batch >= -(-end // ek.BLOCK_LABELS) * ek.BLOCK_LABELS)]
     blocks = -(-all_labels // ek.BLOCK_LABELS)
+    x_BD = torch.randint(-16, 17, (batch, dim), generator=generator) / 16
+    step_g_LB = torch.randint(-16, 17, (labels, batch), generator=generator) / 32
+    if case.exceptional:
+        x_BD[0, -1] = torch.inf if labels < 1024 else 0.5
+        large_LB = torch.zeros(labels, batch)
+        large_LB[:, 0] = torch.tensor([2.0**18, torch.inf, torch.nan])[torch.arange(labels) % 3]
+        step_g_LB = torch.where(torch.rand(labels, 1, generator=generator) < 0.5, large_LB, step_g_LB)
     return {
-        "x_BD": torch.randint(-16, 17, (batch, dim), generator=generator) / 16,
-        "step_g_LB": torch.randint(-16, 17, (labels, batch), generator=generator) / 32,
+        "x_BD": x_BD,
+        "step_g_LB": step_g_LB,
         "label_P": pair_P // batch,
         "instance_P": pair_P % batch,
         "weight_P": torch.rand(len(pair_P), generator=generator).clamp(min=0.05),
