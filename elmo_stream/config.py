@@ -18,6 +18,7 @@ from elmo_stream.errors import UserError
 
 MAX_CONFIG_BYTES = 1 << 20
 # (encoder_lr, classifier_lr) by kind of encoder
+FP8_KAHAN_HEAD = 0.2
 DEFAULT_LRS = {"bag": (0.01, 0.02), "transformer": (5e-5, 0.004), "frozen transformer": (3e-4, 0.01)}
 
 
@@ -67,7 +68,12 @@ class ClassifierConfig:
     rounding: str = _key(
         "stochastic", "how an updated weight is rounded to its format", choices=("stochastic", "kahan", "nearest")
     )
-    kahan_head: float = _key(0.0, "share of the most frequent labels that keep a Kahan compensation", low=0.0, high=1.0)
+    kahan_head: float = _key(
+        -1.0,
+        "share of the most frequent labels that keep a Kahan compensation, 2 bytes a weight; -1: 0.2 for fp8, else 0",
+        low=-1.0,
+        high=1.0,
+    )
     loss: str = _key("bce", "loss per label", choices=("bce", "squared_hinge"))
     chunk_labels: int = _key(0, "labels per chunk, rounded up to a multiple of 1,024; 0 chooses", low=0)
     weight_decay: float = _key(1e-4, "decay of the classifier's weights", low=0.0, high=1.0)
@@ -243,7 +249,11 @@ def _resolved(config: Config) -> Config:
         classifier_lr=config.optimizer.classifier_lr or classifier_lr,
         states=states,
     )
-    return replace(config, optimizer=optimizer)
+    classifier = config.classifier
+    if classifier.kahan_head < 0:
+        share = FP8_KAHAN_HEAD if (classifier.format, classifier.rounding) == ("fp8", "stochastic") else 0.0
+        classifier = replace(classifier, kahan_head=share)
+    return replace(config, optimizer=optimizer, classifier=classifier)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -338,7 +348,8 @@ def _check_together(config: Config) -> None:
         raise UserError("encoder.format: fp8 is for training, and a frozen encoder is not trained. Use fp32 or bf16.")
     if config.encoder.format == "fp32" and config.encoder.rounding == "stochastic":
         raise UserError("encoder.rounding: stochastic needs encoder.format bf16 or fp8.")
-    if config.classifier.format == "fp32" and (config.classifier.rounding == "kahan" or config.classifier.kahan_head):
+    kahan = config.classifier.rounding == "kahan" or config.classifier.kahan_head > 0
+    if config.classifier.format == "fp32" and kahan:
         raise UserError("classifier.rounding: kahan and classifier.kahan_head need classifier.format bf16 or fp8.")
     if config.checkpoint.every_steps == 0 and config.checkpoint.every_minutes == 0:
         raise UserError("checkpoint.every_steps and checkpoint.every_minutes are both 0; set one of them.")

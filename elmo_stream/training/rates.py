@@ -163,7 +163,7 @@ def _no_positives(labels: int, device: torch.device) -> Positives:
 def one_chunk_step(config: Config, dim: int, device: torch.device, labels: int, batch: int) -> Callable[[], Any]:
     """A function that does what a step does with one chunk of random weights; its first call loads the kernels."""
     rule = config.classifier
-    share = 1.0 if rule.rounding == "kahan" else rule.kahan_head
+    share = 1.0 if rule.rounding == "kahan" else max(0.0, rule.kahan_head)
     chunk = elmo_kernels.make_chunk(
         rule.format, labels, dim, 0, seed=0, std=rule.init_std, kahan_rows=round(share * labels), device=device
     )
