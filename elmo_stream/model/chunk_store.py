@@ -13,6 +13,7 @@ from elmo_stream.model.chunk_reader import ChunkReader, Staged
 from elmo_stream.model.device_staging import DeviceStaging, HostCopy, PageLocked
 from elmo_stream.model.placement import DEVICE, MAPPED, PINNED, STAGING_BUFFERS, ChunkPlan
 from elmo_stream.model.scratch import ScratchFiles
+from elmo_stream.system import return_free_memory
 
 CPU = torch.device("cpu")
 
@@ -75,6 +76,7 @@ class ChunkStore:
             else:
                 memory = buffers[0]
             fill_(layout, layout.view(memory))
+            return_free_memory()  # else the heap keeps what each chunk was drawn or read with
             if files is not None and plan.places[number] == MAPPED:
                 files.write(number, memory)
         if files is not None:

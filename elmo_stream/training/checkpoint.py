@@ -181,7 +181,7 @@ class Checkpoint:
                     pieces.append(file.get_slice(name)[start - begin : stop - begin])
             except SafetensorError as error:
                 raise CorruptError(f"{self.folder / file_name}: {error}.") from error
-        rows = cat(pieces) if pieces else None
+        rows = pieces[0] if len(pieces) == 1 else cat(pieces) if pieces else None
         if rows is None or len(rows) != last - first:
             raise CorruptError(
                 f"{self.folder}: has no {name!r} for labels {first} to {last}; it belongs to another classifier."
