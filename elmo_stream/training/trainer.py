@@ -239,7 +239,7 @@ class _Trainer:
                 if self._checkpoint_due(last_save) and self.step < self.total_steps:
                     self.save()
                     last_save = time.monotonic()
-        path = self.save()
+            path = self.save()
         if self.signal is not None and self.step < self.total_steps:
             self.report(
                 f"stopped by {signal.Signals(self.signal).name} at step {self.step:,}; saved {path}. "

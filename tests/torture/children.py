@@ -5,6 +5,7 @@ does, and dies by real signals: after some seconds, before its n-th call that op
 or after its n-th line of output. Run as ``python -m tests.torture.children`` it is the process that forks.
 """
 
+import atexit
 import json
 import os
 import resource
@@ -13,9 +14,9 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 _AUDITED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.listdir", "os.scandir"}
@@ -47,12 +48,12 @@ class Outcome:
 
 
 class Children:
-    """Starts commands; a context that ends the forking process."""
+    """Starts commands; they are forked from a process that ends with this one."""
 
-    def __enter__(self) -> Self:
+    def __init__(self) -> None:
         # Without coverage: a signal that arrives inside it leaves its lock held.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-        environment |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
         environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
         self._process = subprocess.Popen(
@@ -63,12 +64,7 @@ class Children:
             env=environment,
             cwd=ROOT,
         )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()
+        atexit.register(self._process.communicate)  # the end of its input ends it
 
     def start(
         self,
@@ -118,6 +114,12 @@ class Children:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
+
+
+@cache
+def forked() -> Children:
+    """Those that all attacks of this process share."""
+    return Children()
 
 
 def _serve() -> None:
@@ -209,18 +211,6 @@ class _HitAfterLine:
 
 
 if __name__ == "__main__":
-    import elmo_kernels.rounding_numba
-    import elmo_stream.cli
-    import elmo_stream.data.shard
-    import elmo_stream.data.store_zarr
-    import elmo_stream.inspection
-    import elmo_stream.training.predict
-    import elmo_stream.training.trainer
-    import numba.np.linalg
-    import scipy.linalg
-    import torch._inductor
-    import torch._subclasses.fake_tensor
-    import torch.utils.tensorboard
     import zarr  # noqa: F401
 
     _serve()

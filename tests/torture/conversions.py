@@ -5,7 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from tests.torture.children import Blow, Children
+from tests.torture.children import Blow, forked
 from tests.torture.tally import Tally
 from tests.torture.workplace import Workplace, must, tree
 
@@ -16,43 +16,42 @@ _FINISHED = ("*/shard-?????", ".build/*-?????", "labels", "tokenizer")
 def attack(tries: int, folder: Path, seed: int) -> Tally:
     """Every kill is a try; a store is killed up to six times before it may end. Every seventh has two workers."""
     rng, tally = random.Random(seed), Tally()
-    with Children() as children:
-        place = Workplace(folder, children)
-        expected = {}
-        for kind in ("zarr", "webdataset"):
-            must(children.run(*place.shard_arguments(folder / kind, store=kind), log=place.log))
-            expected[kind] = tree(folder / kind)
-        number = 0
-        while tally.tries < tries:
-            kind, out = rng.choice(list(expected)), folder / f"killed-{number}"
-            workers = 2 if number % 7 == 6 else 1
-            number += 1
-            arguments = place.shard_arguments(out, workers, kind)
-            repeated: set[str] = set()
-            for _ in range(rng.randint(1, 6)):
-                before = _finished(out)
-                blow = Blow(call=rng.randint(1, _CALLS), below=str(out))
-                if workers > 1 or rng.random() < 0.3:
-                    blow = Blow(seconds=rng.uniform(0, _SECONDS * (5 if workers > 1 else 1)))
-                if children.run(*arguments, log=place.log, blow=blow).code != -signal.SIGKILL:
-                    break
-                tally.tries += 1
-                repeated |= _redone(before, _finished(out))
+    place = Workplace(folder)
+    expected = {}
+    for kind in ("zarr", "webdataset"):
+        must(forked().run(*place.shard_arguments(folder / kind, store=kind), log=place.log))
+        expected[kind] = tree(folder / kind)
+    number = 0
+    while tally.tries < tries:
+        kind, out = rng.choice(list(expected)), folder / f"killed-{number}"
+        workers = 2 if number % 7 == 6 else 1
+        number += 1
+        arguments = place.shard_arguments(out, workers, kind)
+        repeated: set[str] = set()
+        for _ in range(rng.randint(1, 6)):
             before = _finished(out)
-            outcome = children.run(*arguments, log=place.log)
-            if (out / "index.json").exists() and outcome.code == 2:
-                outcome = children.run("verify", out, log=place.log)  # the kill came after everything was done
+            blow = Blow(call=rng.randint(1, _CALLS), below=str(out))
+            if workers > 1 or rng.random() < 0.3:
+                blow = Blow(seconds=rng.uniform(0, _SECONDS * (5 if workers > 1 else 1)))
+            if forked().run(*arguments, log=place.log, blow=blow).code != -signal.SIGKILL:
+                break
+            tally.tries += 1
             repeated |= _redone(before, _finished(out))
-            if outcome.traceback:
-                tally.tracebacks += 1
-            elif outcome.code or repeated:
-                tally.lost += 1
-            elif tree(out) != expected[kind]:
-                tally.silent += 1
-            else:
-                shutil.rmtree(out)
-                continue
-            tally.notes.append(f"{out.name} ({kind}): done again {sorted(repeated)}; {outcome.output[-400:]}")
+        before = _finished(out)
+        outcome = forked().run(*arguments, log=place.log)
+        if (out / "index.json").exists() and outcome.code == 2:
+            outcome = forked().run("verify", out, log=place.log)  # the kill came after everything was done
+        repeated |= _redone(before, _finished(out))
+        if outcome.traceback:
+            tally.tracebacks += 1
+        elif outcome.code or repeated:
+            tally.lost += 1
+        elif tree(out) != expected[kind]:
+            tally.silent += 1
+        else:
+            shutil.rmtree(out)
+            continue
+        tally.notes.append(f"{out.name} ({kind}): done again {sorted(repeated)}; {outcome.output[-400:]}")
     return tally
 
 

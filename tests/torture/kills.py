@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from elmo_stream.training.checkpoint import checkpoint_steps
-from tests.torture.children import Blow, Children
+from tests.torture.children import Blow
 from tests.torture.tally import Tally
 from tests.torture.workplace import EVERY_STEPS, FORMATS, Workplace, must, result_of
 
@@ -29,34 +29,33 @@ def random_blow(rng: random.Random, number: int, run: Path) -> Blow:
 def attack(tries: int, folder: Path, seed: int) -> Tally:
     """Every kill is a try; runs are killed up to three times."""
     rng, tally = random.Random(seed), Tally()
-    with Children() as children:
-        place = Workplace(folder, children)
-        expected = {}
-        for fmt in FORMATS:
-            must(place.go_on(folder / fmt, fmt))
-            expected[fmt] = result_of(folder / fmt)
-        number = 0
-        while tally.tries < tries:
-            fmt, run = FORMATS[number % 2], folder / f"killed-{number}"
-            number += 1
-            for _ in range(rng.randint(1, 3)):
-                outcome = place.go_on(run, fmt, random_blow(rng, signal.SIGKILL, run))
-                if outcome.code != -signal.SIGKILL:
-                    break
-                tally.tries += 1
-            newest = max([0, *checkpoint_steps(run)])
-            repeated = _reported_step(run) - newest
-            outcome = place.go_on(run, fmt)
-            if outcome.traceback:
-                tally.tracebacks += 1
-            elif outcome.code or (newest and f"at step {newest:,}." not in outcome.output):
-                tally.lost += 1
-            elif result_of(run) != expected[fmt] or repeated > EVERY_STEPS:
-                tally.silent += 1
-            else:
-                shutil.rmtree(run)
-                continue
-            tally.notes.append(f"{run.name} ({fmt}), from step {newest}: {outcome.output[-400:]}")
+    place = Workplace(folder)
+    expected = {}
+    for fmt in FORMATS:
+        must(place.go_on(folder / fmt, fmt))
+        expected[fmt] = result_of(folder / fmt)
+    number = 0
+    while tally.tries < tries:
+        fmt, run = FORMATS[number % 2], folder / f"killed-{number}"
+        number += 1
+        for _ in range(rng.randint(1, 3)):
+            outcome = place.go_on(run, fmt, random_blow(rng, signal.SIGKILL, run))
+            if outcome.code != -signal.SIGKILL:
+                break
+            tally.tries += 1
+        newest = max([0, *checkpoint_steps(run)])
+        repeated = _reported_step(run) - newest
+        outcome = place.go_on(run, fmt)
+        if outcome.traceback:
+            tally.tracebacks += 1
+        elif outcome.code or (newest and f"at step {newest:,}." not in outcome.output):
+            tally.lost += 1
+        elif result_of(run) != expected[fmt] or repeated > EVERY_STEPS:
+            tally.silent += 1
+        else:
+            shutil.rmtree(run)
+            continue
+        tally.notes.append(f"{run.name} ({fmt}), from step {newest}: {outcome.output[-400:]}")
     return tally
 
 

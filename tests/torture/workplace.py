@@ -6,7 +6,7 @@ from typing import Any
 
 from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
 from tests.conftest import _write_corpus
-from tests.torture.children import Blow, Children, Outcome
+from tests.torture.children import Blow, Outcome, forked
 
 FORMATS = ("bf16", "fp8")
 EVERY_STEPS, STEPS = 3, 20
@@ -17,13 +17,13 @@ _VOLATILE = {"instances_per_second"}
 class Workplace:
     """A corpus of 700 lines and its store in ``folder``; every command prints to ``log``."""
 
-    def __init__(self, folder: Path, children: Children) -> None:
-        self.children, self.store, self.log = children, folder / "store", folder / "log"
+    def __init__(self, folder: Path) -> None:
+        self.store, self.log = folder / "store", folder / "log"
         self._corpus = folder / "corpus"
         self._corpus.mkdir()
         _write_corpus(self._corpus / "train.jsonl", 600, seed=1)
         _write_corpus(self._corpus / "test.jsonl", 100, seed=2)
-        must(children.run(*self.shard_arguments(self.store), log=self.log))
+        must(forked().run(*self.shard_arguments(self.store), log=self.log))
 
     @property
     def texts(self) -> Path:
@@ -44,7 +44,7 @@ class Workplace:
     def go_on(self, run: Path, fmt: str, blow: Blow | None = None) -> Outcome:
         """Resume a run, or begin it where there is none yet."""
         arguments = ("resume", run) if (run / "run.json").is_file() else self.train_arguments(run, fmt)
-        return self.children.run(*arguments, log=self.log, blow=blow)
+        return forked().run(*arguments, log=self.log, blow=blow)
 
 
 def must(outcome: Outcome) -> None:
