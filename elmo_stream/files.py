@@ -106,6 +106,14 @@ def _temporary_name(path: Path) -> str:
     return f"{path.name}.tmp-{platform.node()}-{os.getpid()}"
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder that is not there, and those above it, so that they stay after a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_path(folder.parent)
+
+
 def fsync_tree(root: Path) -> None:
     """Flush a folder with everything below it."""
     for folder, _, names in os.walk(root, topdown=False):
@@ -123,7 +131,7 @@ def locked(folder: Path, *, shared: bool = False, wait: bool = False) -> Iterato
     Raises:
         LockedError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with folder_lock(folder, shared=shared, wait=wait) as free:
         if not free:
             raise LockedError(f"{folder}: another process is working in this folder; let it end first.")
@@ -142,7 +150,8 @@ def new_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     with naming(final):
         try:
-            temporary.mkdir(parents=True)
+            make_folder(final.parent)
+            temporary.mkdir()
             yield temporary
             fsync_tree(temporary)
             os.rename(temporary, final)

@@ -4,12 +4,10 @@ strace makes a call fail below Python, whoever made it. Only calls that name a f
 files these are is known from an undisturbed command that was traced. Short writes are made by a limit on file sizes.
 """
 
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +15,14 @@ from elmo_stream.errors import ElmoStreamError
 from elmo_stream.inspection import verify
 from elmo_stream.training.checkpoint import checkpoint_steps
 from tests.torture.children import Blow, Outcome, forked
-from tests.torture.tally import Tally, Unavailable
+from tests.torture.tally import Tally
+from tests.torture.tracing import require_strace, traced
 from tests.torture.workplace import FORMATS, Workplace, must, result_of, tree
 
 KINDS = {
-    "ENOSPC": "openat,mkdir,write,pwrite64,writev,ftruncate,rename,fsync,fdatasync",
-    "EIO": "openat,read,pread64,write,pwrite64,writev,rename,fsync,fdatasync",
-    "EACCES": "openat,mkdir,rename,newfstatat",
+    "ENOSPC": "openat,mkdir,write,pwrite64,writev,ftruncate,rename,renameat,fsync,fdatasync",
+    "EIO": "openat,read,pread64,write,pwrite64,writev,rename,renameat,fsync,fdatasync",
+    "EACCES": "openat,mkdir,rename,renameat,unlink",
     "EMFILE": "openat",
 }
 SHORT = "short write"
@@ -43,7 +42,7 @@ class Fault:
 
 def attack(tries: int, folder: Path, seed: int) -> Tally:
     """At most ``tries`` faults, chosen at random among all; the same command without the fault must then succeed."""
-    _require_strace()
+    require_strace()
     bench, tally = _Bench(folder), Tally()
     faults = bench.faults()
     random.Random(seed).shuffle(faults)
@@ -107,13 +106,17 @@ class _Bench:
             outcome = forked().run(*arguments, log=log, most_bytes=fault.number)
             return outcome, outcome.code != 0
         lines, old_pid, old_out = self._traces[verb]
-        pid = forked().start(*arguments, log=log, stopped=True)
-        paths = sorted(set(re.findall(rf'["<]({re.escape(str(old_out.parent))}/[^">]*)[">]', "\n".join(lines))))
-        paths = [p.replace(str(old_out), str(out)) for p in paths]
-        paths = [re.sub(rf"(\.tmp-([^/]*-)?){old_pid}", rf"\g<1>{pid}", p) for p in paths]
-        chosen = [part for path in paths for part in ("-P", path)]
-        trace = f"inject={KINDS[fault.kind]}:error={fault.kind}:when={fault.number}"
-        outcome, seen = self._traced(pid, [*chosen, "-e", f"trace={KINDS[fault.kind]}", "-e", trace])
+        pattern = rf'["<]({re.escape(str(old_out.parent))}/[^">]*)[">]'
+        old_paths = sorted(set(re.findall(pattern, "\n".join(lines))))
+
+        def options(pid: int) -> list[str]:
+            paths = [path.replace(str(old_out), str(out)) for path in old_paths]
+            paths = [re.sub(rf"(\.tmp-([^/]*-)?){old_pid}", rf"\g<1>{pid}", path) for path in paths]
+            calls = KINDS[fault.kind]
+            inject = f"inject={calls}:error={fault.kind}:when={fault.number}"
+            return [*(part for path in paths for part in ("-P", path)), "-e", f"trace={calls}", "-e", inject]
+
+        _, outcome, seen = traced(arguments, log, options)
         return outcome, any("(INJECTED)" in line for line in seen)
 
     def faults(self) -> list[Fault]:
@@ -160,22 +163,11 @@ class _Bench:
 
     def _trace(self, verb: str) -> tuple[list[str], int, Path]:
         out = self.prepare(verb)
-        pid = forked().start(*self._arguments(verb, out), log=self.place.log, stopped=True)
         calls = ",".join(sorted({call for kind in KINDS.values() for call in kind.split(",")}))
-        outcome, lines = self._traced(pid, ["-y", "-e", f"trace={calls}"])
+        options = ["-y", "-e", f"trace={calls}"]
+        pid, outcome, lines = traced(self._arguments(verb, out), self.place.log, lambda _: options)
         must(outcome)
         return [line for line in lines if f"{out.parent}/" in line], pid, out
-
-    def _traced(self, pid: int, options: list[str]) -> tuple[Outcome, list[str]]:
-        record = self.folder / "strace.log"
-        command = ["strace", "-f", "-qq", "-s", "0", "-o", str(record), *options, "-p", str(pid)]
-        forked().wait_until_stopped(pid)
-        tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        _wait_until_traced(pid)
-        forked().send(pid, signal.SIGCONT)
-        outcome = forked().wait(pid, self.place.log)
-        tracer.communicate()
-        return outcome, record.read_text().splitlines()
 
 
 def tree_without_scratch(store: Path) -> dict[str, bytes]:
@@ -186,16 +178,3 @@ def tree_without_scratch(store: Path) -> dict[str, bytes]:
 def _sizes() -> list[int]:
     """Sizes from one byte to that of the largest file, ever further apart."""
     return sorted({int(1.22**power) for power in range(_SHORT_TRIES)})
-
-
-def _require_strace() -> None:
-    if shutil.which("strace") is None:
-        raise Unavailable("needs strace")
-    found = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True)
-    if found.returncode:
-        raise Unavailable("needs strace and the right to trace processes")
-
-
-def _wait_until_traced(pid: int) -> None:
-    while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text():
-        os.sched_yield()
