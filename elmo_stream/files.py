@@ -106,6 +106,18 @@ def _temporary_name(path: Path) -> str:
     return f"{path.name}.tmp-{platform.node()}-{os.getpid()}"
 
 
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse, before anything is written, what the free space of a folder's disk cannot hold.
+
+    Raises:
+        OSError: ``needed`` bytes are not free; says how many are.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        reason = f"{needed:,} bytes are to be written here, but only {free:,} are free; make room on this disk"
+        raise OSError(errno.ENOSPC, reason, str(folder))
+
+
 def make_folder(path: Path) -> None:
     """Make a folder that is not there, and those above it, so that they stay after a power cut."""
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
