@@ -20,7 +20,7 @@ LEFT: tuple[Left, ...] = ("kept", "dropped", "empty", "torn")
 _LINE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (-?\d+)")
 _UNFINISHED = re.compile(r"^(\d+) +(\w+\(.*) <unfinished \.\.\.>$")
 _RESUMED = re.compile(r"^(\d+) +<\.\.\. \w+ resumed>(.*)$")
-_UNKNOWN = ("writev", "copy_file_range", "sendfile", "fallocate", "dup", "dup2")
+_UNKNOWN = ("writev", "copy_file_range", "sendfile", "fallocate", "dup2")
 
 
 @dataclass
@@ -112,7 +112,9 @@ class Disk:
         elif name in ("mkdir", "rmdir", "unlink", "unlinkat", "rename", "renameat", "renameat2"):
             yield from self._renamed(name, paths)
         elif numbers and (opened := self._open.get(numbers[0])) is not None:
-            if name in _UNKNOWN:
+            if name == "dup" or (name == "fcntl" and "F_DUPFD" in text):
+                self._open[result] = opened
+            elif name in _UNKNOWN:
                 raise NotImplementedError(f"{name}: {text[:200]}")
             yield from self._written(opened, name, strings, numbers, result)
 

@@ -38,9 +38,9 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
     must(forked().run(*predict, folder / "whole.jsonl", log=place.log))
     stores, lines = tree(place.store), (folder / "whole.jsonl").read_bytes()
 
-    def again(out: Path) -> bool:
+    def again(out: Path) -> str:
         outcome = forked().run(*place.shard_arguments(out), log=place.log)
-        return outcome.code == 0 and tree(out) == stores
+        return "" if outcome.code == 0 and tree(out) == stores else f"run again: {outcome}"
 
     here = "tests.torture.power_cuts:write_checkpoints"
     work: list[tuple[str, tuple[object, ...], str | None, Callable[[Path, int], str]]] = [
@@ -138,7 +138,7 @@ class _LinesCheck:
 
 
 class _StoreCheck:
-    def __init__(self, expected: dict[str, bytes], again: Callable[[Path], bool], rng: random.Random) -> None:
+    def __init__(self, expected: dict[str, bytes], again: Callable[[Path], str], rng: random.Random) -> None:
         self._expected, self._again, self._rng = expected, again, rng
 
     def __call__(self, out: Path, done: int) -> str:
@@ -147,9 +147,7 @@ class _StoreCheck:
         except UserError:
             if done:
                 return "missing"
-            if out.is_dir() and self._rng.random() < 1 / _AGAIN and not self._again(out):
-                return "the same command does not finish it"
-            return ""
+            return self._again(out) if self._rng.random() < 1 / _AGAIN else ""
         except ElmoStreamError as error:
             return str(error)
         found = {name: data for name, data in tree(out).items() if not name.startswith(".build/")}
