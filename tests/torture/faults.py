@@ -78,13 +78,14 @@ class _Bench:
         stop = Blow(signal.SIGTERM, line=3)  # at the edge of the first epoch
         assert self.place.go_on(self._begun, FORMATS[1], stop).code == 128 + signal.SIGTERM
         must(forked().run(*self._arguments("predict", folder / "whole.jsonl"), log=self.place.log))
-        self._expected_store, self._expected_run = tree(self.place.store), result_of(self._run)
+        self._expected_run = result_of(self._run)
         self._expected_lines = (folder / "whole.jsonl").read_bytes()
         self._traces = {verb: self._trace(verb) for verb in _VERBS}
+        self._expected_store = tree(self._traces["shard"][2])
 
     def _arguments(self, verb: str, out: Path) -> tuple[object, ...]:
         return {
-            "shard": self.place.shard_arguments(out),
+            "shard": self.place.shard_arguments(out, rows=400),
             "train": self.place.train_arguments(out, FORMATS[1]),
             "resume": ("resume", out),
             "predict": ("predict", self._run, self.place.texts, "--out", out),

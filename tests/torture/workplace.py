@@ -30,10 +30,10 @@ class Workplace:
         """A file to predict from."""
         return self._corpus / "test.jsonl"
 
-    def shard_arguments(self, out: Path, workers: int = 1, store: str = "zarr") -> tuple[object, ...]:
-        """The conversion of the corpus to a store in ``out``: 40 parts and shards at most."""
+    def shard_arguments(self, out: Path, workers: int = 1, store: str = "zarr", rows: int = 128) -> tuple[object, ...]:
+        """The conversion of the corpus to a store in ``out``, in shards of so many rows."""
         files = (self._corpus / "train.jsonl", "--test", self.texts)
-        options = ("--tokenizer", "train:300", "--rows-per-shard", 128, "--workers", workers, "--store", store)
+        options = ("--tokenizer", "train:300", "--rows-per-shard", rows, "--workers", workers, "--store", store)
         return ("shard", *files, "--out", out, *options)
 
     def train_arguments(self, run: Path, fmt: str) -> tuple[object, ...]:
