@@ -6,6 +6,7 @@ or after its n-th line of output. Run as ``python -m tests.torture.children`` it
 """
 
 import atexit
+import importlib
 import json
 import os
 import resource
@@ -19,6 +20,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+_IMPORTED = (  # nothing that starts threads, which no fork survives
+    "elmo_kernels.rounding_numba",
+    "elmo_stream.cli",
+    "elmo_stream.data.shard",
+    "elmo_stream.data.store_zarr",
+    "elmo_stream.inspection",
+    "elmo_stream.training.predict",
+    "elmo_stream.training.trainer",
+    "numba.np.linalg",
+    "scipy.linalg",
+    "tensorboard.compat.proto.event_pb2",
+    "tensorboard.summary.writer.record_writer",
+    "torch._inductor",
+    "torch._subclasses.fake_tensor",
+)
 _AUDITED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.listdir", "os.scandir"}
 
 
@@ -164,8 +180,6 @@ def _become(request: dict[str, Any], blow: Blow | None) -> None:
     if blow is not None and blow.line is not None:
         sys.stderr = _HitAfterLine(blow, blow.line)  # type: ignore[assignment]
     if request["call"]:
-        import importlib
-
         module, function = request["call"].split(":")
         getattr(importlib.import_module(module), function)(*request["arguments"])
         return
@@ -211,6 +225,6 @@ class _HitAfterLine:
 
 
 if __name__ == "__main__":
-    import zarr  # noqa: F401
-
+    for name in _IMPORTED:
+        importlib.import_module(name)
     _serve()
