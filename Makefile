@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint gpu clean
+.PHONY: help setup demo test torture torture-long lint gpu clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 	@echo '  A Python of your choice: make setup PYTHON=python3.12'
 
 setup: $(INSTALLED) ## install elmo-stream and its constraints into .venv
@@ -32,6 +32,12 @@ lint: setup ## ruff and mypy
 
 test: lint ## lint, then every test with coverage
 	$(BIN)/python -m pytest -m 'not slow' --cov
+
+torture: setup ## break what must not break, for some minutes: kills, power cuts, full disks, bad input
+	$(BIN)/python -m tests.torture
+
+torture-long: setup ## the same for hours, with the tries that docs/reliability.md reports
+	$(BIN)/python -m tests.torture --long
 
 # `===` compares whole strings: it passes by builds with a suffix such as +cpu, which `==` would prefer.
 gpu: setup ## replace torch by its CUDA build

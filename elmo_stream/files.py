@@ -4,6 +4,7 @@ Everything durable is written under a temporary name, flushed to the disk, and r
 is built beside its final place and appears with one rename.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from elmo_stream.errors import CorruptError, LockedError, UserError
 from elmo_stream.system import drop_cached, folder_lock, fsync_path
@@ -20,6 +21,18 @@ from elmo_stream.system import drop_cached, folder_lock, fsync_path
 _READ_BYTES = 1 << 20
 _FLUSH_BYTES = 64 << 20
 MAX_JSON_BYTES = 1 << 30
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an ``OSError`` that names no file, as those of writing and flushing do, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        reason = error.strerror or f"could not write all data ({error}); is the disk full?"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
 def sha256_file(path: Path) -> str:
@@ -40,31 +53,37 @@ def flush_and_forget(path: Path) -> None:
     """Flush a file to the disk and give its page cache back: memory does not fill with what is not read soon."""
     descriptor = os.open(path, os.O_RDWR)
     try:
-        drop_cached(descriptor)
+        with naming(path):
+            drop_cached(descriptor)
     finally:
         os.close(descriptor)
 
 
 def write_bytes_durably(path: Path, data: bytes) -> None:
     """Write a file so that after a crash it is absent, as before, or complete."""
-    temporary = path.with_name(_temporary_name(path))
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_path(path.parent)
+    with new_file(path) as stream:
+        stream.write(data)
 
 
-def rename_durably(temporary: Path, final: Path) -> None:
-    """Let a file that was written under a temporary name appear, flushed."""
-    fsync_path(temporary)
-    os.replace(temporary, final)
-    fsync_path(final.parent)
+@contextmanager
+def new_file(final: Path) -> Iterator[BinaryIO]:
+    """Write a temporary file, then let it appear as ``final``, flushed, in one step; on an error nothing remains.
+
+    Raises:
+        OSError: it cannot be written; names it.
+    """
+    temporary = final.with_name(_temporary_name(final))
+    with naming(final):
+        try:
+            with open(temporary, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_path(final.parent)
 
 
 def write_json_durably(path: Path, value: Any) -> None:
@@ -87,6 +106,26 @@ def _temporary_name(path: Path) -> str:
     return f"{path.name}.tmp-{platform.node()}-{os.getpid()}"
 
 
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse, before anything is written, what the free space of a folder's disk cannot hold.
+
+    Raises:
+        OSError: ``needed`` bytes are not free; says how many are.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        reason = f"{needed:,} bytes are to be written here, but only {free:,} are free; make room on this disk"
+        raise OSError(errno.ENOSPC, reason, str(folder))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that is not there, and those above it, so that they stay after a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_path(folder.parent)
+
+
 def fsync_tree(root: Path) -> None:
     """Flush a folder with everything below it."""
     for folder, _, names in os.walk(root, topdown=False):
@@ -104,7 +143,7 @@ def locked(folder: Path, *, shared: bool = False, wait: bool = False) -> Iterato
     Raises:
         LockedError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with folder_lock(folder, shared=shared, wait=wait) as free:
         if not free:
             raise LockedError(f"{folder}: another process is working in this folder; let it end first.")
@@ -121,15 +160,17 @@ def new_folder(final: Path) -> Iterator[Path]:
         raise UserError(f"{final}: exists already; choose another place or remove it first.")
     temporary = final.with_name(_temporary_name(final))
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        fsync_tree(temporary)
-        os.rename(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    fsync_path(final.parent)
+    with naming(final):
+        try:
+            make_folder(final.parent)
+            temporary.mkdir()
+            yield temporary
+            fsync_tree(temporary)
+            os.rename(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_path(final.parent)
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -179,12 +220,14 @@ def copy_listed(source: Readable, target: Path, listed: dict[str, dict[str, Any]
     for name, entry in listed.items():
         path, waiting = target / name, 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb", buffering=0) as out:
+        with naming(path), open(path, "wb") as out:
             for piece in _checked_pieces(source / name, entry):
                 waiting += out.write(piece)
                 if waiting >= _FLUSH_BYTES:
+                    out.flush()
                     drop_cached(out.fileno())
                     waiting = 0
+            out.flush()
             drop_cached(out.fileno())
 
 

@@ -141,3 +141,18 @@ def test_a_full_disk_is_an_input_output_error_and_the_run_stays_whole(store: Pat
 def test_an_unwritable_place_is_an_input_output_error(store: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert_refused(run_cli("train", store, "--out", tmp_path / "file" / "run", *BAG), "file", code=74)
+
+
+def test_what_a_disk_cannot_hold_is_refused_before_it_is_written(
+    store: Path, run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenized = ["shard", corpus / "train.jsonl", "--out", tmp_path / "store", "--tokenizer", run / "tokenizer"]
+    free = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=10_000))
+    assert_refused(run_cli("train", store, "--out", tmp_path / "other", *BAG), "bytes", "make room", code=74)
+    assert not list(tmp_path.glob("other/checkpoints/*"))
+    assert_refused(run_cli(*tokenized, "--workers", 1), "bytes", "make room", code=74)
+    assert not list(tmp_path.glob("store/.build/rows-*"))
+    monkeypatch.undo()
+    assert run_cli(*tokenized, "--workers", 1).exit_code == 0
+    assert run_cli("train", store, "--out", tmp_path / "other", *BAG).exit_code == 0

@@ -30,7 +30,7 @@ from elmo_stream.data.readers.unpack import UnpackTask, unpack_file
 from elmo_stream.data.tokenize import Tokenizer, load_tokenizer, open_tokenizer, wants_training
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
-from elmo_stream.files import list_files, locked, new_folder
+from elmo_stream.files import list_files, locked, new_folder, require_space
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; a stage is such as "counting train", done and total are parts
@@ -239,6 +239,8 @@ class Conversion:
         tokenizer: Tokenizer | BagOfFeatures,
         num_labels: int,
     ) -> SplitEntry:
+        waiting = [task.source.folder("count") for task in tasks if not task.source.folder("rows").is_dir()]
+        require_space(self._build, sum(path.stat().st_size for each in waiting for path in each.glob("*.npy")))
         encodings = self._pool.map(encode_part, tasks, self._tick("encoding", split))
         rows, most = tasks[0].total, self._options.rows_per_shard
         shard_tasks = [

@@ -16,7 +16,7 @@ from torch import Tensor
 from elmo_stream.data.rows import Rows
 from elmo_stream.data.store import Shard, offsets_of
 from elmo_stream.errors import CorruptError
-from elmo_stream.files import check_files, list_files, read_json, rename_durably, write_json_durably
+from elmo_stream.files import check_files, list_files, new_file, read_json, write_json_durably
 
 FORMAT, VERSION = "elmo-stream-embeddings", 1
 INDEX_NAME = "index.json"
@@ -40,14 +40,13 @@ def write_part(
         if path.is_file() and path.stat().st_size == 2 * size * dim:
             done += size
             continue
-        temporary, shard = path.with_name(f"{path.name}.tmp"), rows.read(number)
-        with open(temporary, "wb") as stream:
+        shard = rows.read(number)
+        with new_file(path) as stream:
             for first in range(0, size, _ROWS_AT_ONCE):
                 piece = shard.rows_between(first, min(first + _ROWS_AT_ONCE, size))
                 stream.write(embed(piece).to(torch.bfloat16).view(torch.int16).numpy().astype("<i2").tobytes())
                 done += piece.rows
                 progress(done)
-        rename_durably(temporary, path)
     files = {name: entry for name, entry in list_files(folder).items() if name.endswith(".bf16")}
     body = {"format": FORMAT, "version": VERSION, "dim": dim, "rows": rows.sizes.tolist(), "files": files}
     write_json_durably(folder / INDEX_NAME, body)

@@ -187,7 +187,6 @@ class ShardStore:
             UserError: the shard exists already.
         """
         folder = self._root / split / name
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as temporary:
             specs = self._specs(shard.rows, len(shard.tokens), len(shard.labels))
             self._backend.write(temporary, shard, specs)

@@ -1,11 +1,12 @@
 """The model of a run in memory: encoder and classifier at the places of the plan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
 from elmo_stream.errors import UserError
+from elmo_stream.files import require_space
 from elmo_stream.model.classifier import ChunkedClassifier, RowReader
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.checkpoint import load_checkpoint
@@ -43,6 +44,16 @@ def require_room(plan: Plan, report: Callable[[str], None]) -> None:
     if plan.lacks():
         report(plan.table())
         raise UserError(f"the memory does not suffice; {' '.join(plan.advice())}")
+
+
+def require_space_for_checkpoint(run: Run, plan: Plan, tensors: Iterable[torch.Tensor]) -> None:
+    """Refuse to begin a checkpoint that the disk cannot hold: the classifier of the plan, and other ``tensors``.
+
+    Raises:
+        OSError: says how many bytes are needed, and how many are free.
+    """
+    classifier = sum(sum(layout.sizes.values()) for layout in plan.chunks.layouts)
+    require_space(run.path, classifier + sum(tensor.nbytes for tensor in tensors))
 
 
 def trained_model(

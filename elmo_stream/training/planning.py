@@ -148,7 +148,8 @@ def _existing(folder: Path) -> Path:
 
 def _process_rows(config: Config, encoder: Encoder, device: torch.device) -> Iterator[Row]:
     """What this process has already, after everything is loaded that training will load."""
-    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+    import tensorboard.compat.proto.event_pb2
+    import tensorboard.summary.writer.record_writer  # noqa: F401
 
     import elmo_stream.data.store_zarr  # noqa: F401
 

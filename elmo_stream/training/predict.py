@@ -1,9 +1,8 @@
 """Predictions in words: label names with probabilities, from the run folder alone."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from elmo_stream.data.readers.instance import Fields, RawInstance
 from elmo_stream.data.readers.unpack import unpack
 from elmo_stream.data.tokenize import load_tokenizer
 from elmo_stream.errors import UserError
-from elmo_stream.system import fsync_path
+from elmo_stream.files import new_file
 from elmo_stream.training.models import trained_model
 from elmo_stream.training.plan import EVALUATION_BATCH
 from elmo_stream.training.run import device_of_run, open_run
@@ -120,21 +119,12 @@ def predict(
         raise UserError(f"{out}: its folder {out.parent} does not exist.")
     if out.suffix not in _WRITERS:
         raise UserError(f"{out}: the ending says no known format; expected {' or '.join(_WRITERS)}.")
-    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    try:
-        with _instances(source, text_fields, out.parent) as instances, open(temporary, "wb") as stream:
-            predictor = Predictor(run, report=report)
-            count = _WRITERS[out.suffix](stream, _batches(predictor, instances, k))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, out)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        predictor.close()
-    fsync_path(out.parent)
-    return count
+    with (
+        new_file(out) as stream,
+        _instances(source, text_fields, out.parent) as instances,
+        closing(Predictor(run, report=report)) as predictor,
+    ):
+        return _WRITERS[out.suffix](stream, _batches(predictor, instances, k))
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from elmo_stream.files import write_bytes_durably
+from elmo_stream.files import naming, write_bytes_durably
 from elmo_stream.system import peak_resident_bytes
+from elmo_stream.training.board import Board
 
 LINE_SECONDS = 5.0
 _DECIDING = ("elmo-stream", "numpy", "numba", "triton", "transformers", "torch-optimi", "torchao")
@@ -61,14 +62,12 @@ class RunLog:
     def __init__(self, run: Path, step: int, total_steps: int, report: Report, device: torch.device) -> None:
         self._path = run / "metrics.jsonl"
         self._keep_until(step)
-        self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+        self._stream = open(self._path, "ab")  # noqa: SIM115  closed by __exit__
         self._report, self._device = report, device
         self._total, self._begin_step, self._begin = total_steps, step, time.monotonic()
         self._last_line = 0.0
         self._instances = 0
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(run / "tensorboard", purge_step=step + 1)
+        self._board = Board(run / "tensorboard", step + 1)
 
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
@@ -111,10 +110,10 @@ class RunLog:
         self._report(f"step {step:,}/{self._total:,}  validation  {shown}")
 
     def _write(self, step: int, values: dict[str, float], timing: dict[str, float]) -> None:
-        self._stream.write(json.dumps({"step": step, **values, **timing}) + "\n")
-        self._stream.flush()
-        for name, value in {**values, **timing}.items():
-            self._board.add_scalar(name, value, step)
+        with naming(self._path):
+            self._stream.write((json.dumps({"step": step, **values, **timing}) + "\n").encode())
+            self._stream.flush()
+        self._board.add(step, {**values, **timing})
 
     def __enter__(self) -> "RunLog":
         return self
@@ -122,5 +121,6 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        with naming(self._path):
+            self._stream.close()
         self._board.close()

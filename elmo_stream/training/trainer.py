@@ -34,7 +34,7 @@ from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_c
 from elmo_stream.training.embedding_cache import EmbeddingCache, open_embedding_cache
 from elmo_stream.training.encoder_step import EncoderStep, cut_batch
 from elmo_stream.training.evaluate import evaluate_model
-from elmo_stream.training.models import make_classifier, require_room, scratch_folder
+from elmo_stream.training.models import make_classifier, require_room, require_space_for_checkpoint, scratch_folder
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
 from elmo_stream.training.plan import Plan
 from elmo_stream.training.planning import DataSizes, make_plan
@@ -211,6 +211,7 @@ class _Trainer:
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
         return_free_memory()  # of drawing or reading the weights; gaps that a step's tensors need not fit
+        require_space_for_checkpoint(self.run, self.plan, self.encoder.parameters())
         if not self.run.published:
             if self._weights is not None:
                 self.save()  # from which a run that is killed before its first step goes on
@@ -239,7 +240,7 @@ class _Trainer:
                 if self._checkpoint_due(last_save) and self.step < self.total_steps:
                     self.save()
                     last_save = time.monotonic()
-        path = self.save()
+            path = self.save()
         if self.signal is not None and self.step < self.total_steps:
             self.report(
                 f"stopped by {signal.Signals(self.signal).name} at step {self.step:,}; saved {path}. "
@@ -291,6 +292,7 @@ class _Trainer:
         parameters = [p.detach().isfinite().all() for p in self.encoder.parameters()]
         self._check_finite(0.0 if bool(torch.stack(parameters).all()) else math.nan)
         tensors, numbers = optimizer_tensors(self.optimizer) if self.optimizer is not None else ({}, {})
+        require_space_for_checkpoint(self.run, self.plan, [*self.encoder.parameters(), *tensors.values()])
         state = {
             "total_steps": self.total_steps,
             "loader": self.loader.state_dict(),

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+class Unavailable(Exception):
+    """This machine lacks what an attack needs; says what."""
+
+
 @dataclass
 class Tally:
     """Tries of one promise: each ends as survived, lost, silent or with a traceback; ``notes`` name what went wrong."""

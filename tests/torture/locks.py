@@ -1,0 +1,50 @@
+"""R8: two commands in one folder do not mix, and a lock does not outlive its holder."""
+
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.torture.children import Blow, forked
+from tests.torture.tally import Tally
+from tests.torture.workplace import FORMATS, Workplace, must, result_of, tree
+
+_LOCKED = 75
+
+
+def attack(tries: int, folder: Path, seed: int) -> Tally:
+    """A try: a command is stopped where it works, another one comes, the first is killed, the other comes again."""
+    rng, tally = random.Random(seed), Tally()
+    place = Workplace(folder)
+    must(place.go_on(folder / "whole", FORMATS[0]))
+    expected_run, expected_store = result_of(folder / "whole"), tree(place.store)
+    for number in range(tries):
+        out = folder / f"contested-{number}"
+        if number % 2:
+            first = place.shard_arguments(out)
+            where, rivals = Blow(signal.SIGSTOP, call=rng.randint(8, 60), below=str(out / ".build")), [first]
+            whole: Callable[[], bool] = lambda out=out: tree(out) == expected_store  # noqa: E731
+        else:
+            first = place.train_arguments(out, FORMATS[0])
+            where, rivals = Blow(signal.SIGSTOP, line=rng.randint(1, 3)), [first, ("resume", out)]
+            whole = lambda out=out: result_of(out) == expected_run  # noqa: E731
+        holder_log = folder / "holder.log"
+        holder = forked().start(*first, log=holder_log, blow=where)
+        forked().wait_until_stopped(holder)
+        tally.tries += 1
+        refused = [forked().run(*rival, log=place.log) for rival in rivals]
+        forked().send(holder, signal.SIGKILL)
+        forked().wait(holder, holder_log)
+        after = forked().run(*rivals[-1], log=place.log)
+        if any(outcome.traceback for outcome in (*refused, after)):
+            tally.tracebacks += 1
+        elif any(outcome.code != _LOCKED for outcome in refused) or after.code:
+            tally.lost += 1
+        elif not whole():
+            tally.silent += 1
+        else:
+            shutil.rmtree(out)
+            continue
+        tally.notes.append(f"{out.name}, {where}: {[o.code for o in refused]}, then {after.code} {after.output}")
+    return tally
