@@ -117,8 +117,11 @@ def train(
     help="Another budget than the run began with, for example memory.device=8GiB; changes no result.",
 )
 @on_oom_option
+@click.option("--strict", is_flag=True, help="End with code 74 if the newest checkpoint is damaged.")
 @common_options
-def resume(run: Path, store: Path | None, overrides: tuple[str, ...], on_oom: str | None, as_json: bool) -> None:
+def resume(
+    run: Path, store: Path | None, overrides: tuple[str, ...], on_oom: str | None, strict: bool, as_json: bool
+) -> None:
     """Continue a run from its last whole checkpoint; STORE is needed only if the store was moved.
 
     \b
@@ -126,7 +129,7 @@ def resume(run: Path, store: Path | None, overrides: tuple[str, ...], on_oom: st
     """
     from elmo_stream.training.trainer import resume as resume_run
 
-    _finish(resume_run(run, store, memory=overrides, on_oom=on_oom, report=say), run, as_json)
+    _finish(resume_run(run, store, memory=overrides, on_oom=on_oom, strict=strict, report=say), run, as_json)
 
 
 def _finish(code: int, run: Path, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from elmo_stream.errors import CorruptError, UserError
-from elmo_stream.files import Readable, check_files, read_json, write_json_durably
+from elmo_stream.files import Readable, check_folders, read_json, write_json_durably
 
 FORMAT = "elmo-stream-store"
 VERSION = 2
@@ -150,12 +150,19 @@ class StoreIndex:
         Raises:
             CorruptError: naming the first file that is missing, cut or altered.
         """
-        check_files(store / "labels", self.labels.files)
-        check_files(store / "tokenizer", self.tokenizer.files)
-        check_files(store / FILTERS, self.filters)
-        for split, entry in self.splits.items():
-            for shard in entry.shards:
-                check_files((shards or store) / split / shard.name, shard.files)
+        root = shards or store
+        check_folders(
+            [
+                (store / "labels", self.labels.files),
+                (store / "tokenizer", self.tokenizer.files),
+                (store / FILTERS, self.filters),
+                *(
+                    (root / split / shard.name, shard.files)
+                    for split, each in self.splits.items()
+                    for shard in each.shards
+                ),
+            ]
+        )
 
     def _check_consistency(self, path: Path) -> None:
         if self.backend not in BACKENDS:
