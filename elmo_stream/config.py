@@ -199,7 +199,8 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            data = path.read_bytes()[: MAX_CONFIG_BYTES + 1]
+            with open(path, "rb") as stream:
+                data = stream.read(MAX_CONFIG_BYTES + 1)
             if len(data) > MAX_CONFIG_BYTES:
                 raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; this is not a configuration file.")
             values = tomllib.loads(data.decode("utf-8"))

@@ -24,6 +24,7 @@ BOW = "bow"  # the kind of tokenizer whose tokens are features with weights
 SPLITS = ("train", "test", "valid")
 BACKENDS = ("zarr", "webdataset")
 MAX_LABELS = 2**32 - 2
+_NPY_ROOM = 1 << 12  # for the header of a file of NumPy
 _SHARD_NAME = re.compile(r"shard-\d{5,}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -169,6 +170,9 @@ class StoreIndex:
             raise CorruptError(f"{path}: backend {self.backend!r:.60} is not one of {', '.join(BACKENDS)}.")
         if not 0 < self.labels.count <= MAX_LABELS:
             raise CorruptError(f"{path}: labels.count {self.labels.count} is not in 1...{MAX_LABELS}.")
+        offsets = self.labels.files.get("offsets.npy")
+        if offsets is not None and not 8 * self.labels.count < offsets["bytes"] <= 8 * self.labels.count + _NPY_ROOM:
+            raise CorruptError(f"{path}: labels.count {self.labels.count} does not fit the size of labels/offsets.npy.")
         if "train" not in self.splits or not set(self.splits) <= set(SPLITS):
             raise CorruptError(f"{path}: splits are {sorted(self.splits)}; expected train and perhaps test and valid.")
         for name, split in self.splits.items():

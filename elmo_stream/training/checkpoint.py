@@ -161,8 +161,12 @@ class Checkpoint:
             raise CorruptError(f"{folder / 'manifest.json'}: does not list {unlisted[0]}.")
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of ``encoder`` or ``optimizer``."""
-        return load_file(self.folder / f"{name}.safetensors")
+        """The tensors of ``encoder`` or ``optimizer``; raises ``CorruptError`` where the file holds none."""
+        path = self.folder / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CorruptError(f"{path}: {error}.") from error
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows of the classifier's tensor ``name`` for labels ``first`` to ``last``."""

@@ -5,6 +5,7 @@ unpacked once into the scratch of the conversion.
 """
 
 import lzma
+import re
 import shutil
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ NPZ = "npz"
 _PIECE = 4096  # a packed piece gives at most 32,768 times as much, which bounds the memory
 _MAX_RATIO, _FREE_BYTES = 1000, 1 << 30
 _MEMORY = 1 << 28
+_MEMBER = re.compile(r"[\w-][\w.-]*")
 _NPZ_ARRAYS = ("data", "indices", "indptr", "shape", "format")
 
 _DECODERS: dict[str, tuple[bytes, Callable[[], Any]]] = {
@@ -133,7 +135,11 @@ def _unpack_npz(file: InputFile, folder: Path) -> None:
     """The arrays of a sparse matrix as files to be mapped; members have fixed names, so none leaves the folder."""
     try:
         with zipfile.ZipFile(file.path) as archive:
-            members = {member.filename: member for member in archive.infolist()}
+            members: dict[str, zipfile.ZipInfo] = {}
+            for member in archive.infolist():
+                if member.filename in members or not _MEMBER.fullmatch(member.filename):
+                    raise UserError(f"{file.name}: has the member {member.filename!r:.200} twice, or it leads outside.")
+                members[member.filename] = member
             if sum(member.file_size for member in members.values()) > _most_bytes(file):
                 raise UserError(f"{file.name}: unpacks to more than {_MAX_RATIO} times its size.")
             for name in _NPZ_ARRAYS:

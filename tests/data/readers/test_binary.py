@@ -164,11 +164,14 @@ def test_a_file_that_unpacks_to_one_endless_line_is_refused_before_it_fills_the_
     assert (tmp_path / "plain").stat().st_size < 80 << 20
 
 
-def test_no_member_of_an_archive_leaves_its_folder(tmp_path):
+@pytest.mark.parametrize("member", ["../outside.npy", "/outside.npy", "data.npy"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_a_member_that_leads_outside_or_occurs_twice_is_refused(tmp_path, member):
     path = tmp_path / "X.npz"
     path.write_bytes(npz())
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("../outside.npy", b"x")
+        archive.writestr(member, b"x")
     (tmp_path / "in").mkdir()
-    unpack(InputFile(path, path, "npz"), tmp_path / "in")
-    assert not (tmp_path / "outside.npy").exists()
+    with pytest.raises(UserError, match=member):
+        unpack(InputFile(path, path, "npz"), tmp_path / "in")
+    assert not list((tmp_path / "in").iterdir()) and not (tmp_path / "outside.npy").exists()
