@@ -135,6 +135,7 @@ class LoaderConfig:
     bucket: int = _key(
         16, "batches per group, within which instances of like length share a batch; 1: none", low=1, high=4096
     )
+    timeout: float = _key(600.0, "seconds after which training ends where no batch comes; 0: never", low=0.0)
 
 
 @dataclass(frozen=True)

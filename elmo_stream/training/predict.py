@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -123,16 +123,14 @@ def predict(
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
         with _instances(source, text_fields, out.parent) as instances, open(temporary, "wb") as stream:
-            predictor = Predictor(run, report=report)
-            count = _WRITERS[out.suffix](stream, _batches(predictor, instances, k))
+            with closing(Predictor(run, report=report)) as predictor:
+                count = _WRITERS[out.suffix](stream, _batches(predictor, instances, k))
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, out)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    finally:
-        predictor.close()
     fsync_path(out.parent)
     return count
 

@@ -9,13 +9,11 @@ from pathlib import Path
 
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.files import json_digest, read_json, write_json_durably
-from elmo_stream.system import resident_bytes
 from tests.data.shards import forged
 from tests.torture.materials import make_run, make_store
+from tests.torture.memory import MOST_BYTES, grown_bytes
 from tests.torture.refusal import expect_refusal
 from tests.torture.tally import Tally
-
-MOST_BYTES = 512 << 20
 
 
 class Payload:
@@ -125,12 +123,11 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
 def _try(name: str, make: Hostile, box: Box, tally: Tally) -> None:
     call, word = make(box)
     before = _entries(box)
-    _forget_peak()
-    resident = resident_bytes()
-    expect_refusal(tally, name, call, word)
-    if (grown := _peak_bytes() - resident) > MOST_BYTES:
+    with grown_bytes() as grown:
+        expect_refusal(tally, name, call, word)
+    if grown() > MOST_BYTES:
         tally.lost += 1
-        tally.notes.append(f"{name}: took {grown >> 20} MiB")
+        tally.notes.append(f"{name}: took {grown() >> 20} MiB")
     if list(box.outside.iterdir()) or _entries(box) != before:
         tally.lost += 1
         tally.notes.append(f"{name}: something was executed, or written outside")
@@ -139,12 +136,3 @@ def _try(name: str, make: Hostile, box: Box, tally: Tally) -> None:
 def _entries(box: Box) -> set[Path]:
     """What lies beside the box, where nothing may appear."""
     return {*box.path.parent.iterdir(), *box.path.parent.parent.iterdir()}
-
-
-def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -4,6 +4,7 @@ The passes of the converter read a file in parts and more than once, which a pac
 unpacked once into the scratch of the conversion.
 """
 
+import errno
 import lzma
 import re
 import shutil
@@ -150,5 +151,9 @@ def _unpack_npz(file: InputFile, folder: Path) -> None:
                     )
                 with archive.open(member) as packed, open(folder / f"{name}.npy", "wb") as plain:
                     shutil.copyfileobj(packed, plain, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UserError(f"{file.name}: not a whole .npz archive ({error}).") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which a place before the beginning of the file gives
+            raise
+        raise UserError(f"{file.name}: not a whole .npz archive (it names a place outside).") from error
