@@ -197,7 +197,7 @@ def _(box: Box) -> tuple[Callable[[], object], str]:
 def _(box: Box) -> tuple[Callable[[], object], str]:
     path = box.path / "c.toml"
     with open(path, "wb") as stream:
-        stream.truncate(8 << 30)
+        stream.truncate(1 << 30)
     return lambda: load_config(path), "larger than"
 
 
