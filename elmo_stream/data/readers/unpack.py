@@ -137,11 +137,11 @@ def _unpack_npz(file: InputFile, folder: Path) -> None:
     try:
         with zipfile.ZipFile(file.path) as archive:
             members: dict[str, zipfile.ZipInfo] = {}
-            for member in archive.infolist():
-                if member.filename in members or not _MEMBER.fullmatch(member.filename):
-                    raise UserError(f"{file.name}: has the member {member.filename!r:.200} twice, or it leads outside.")
-                members[member.filename] = member
-            if sum(member.file_size for member in members.values()) > _most_bytes(file):
+            for each in archive.infolist():
+                if each.filename in members or not _MEMBER.fullmatch(each.filename):
+                    raise UserError(f"{file.name}: has the member {each.filename!r:.200} twice, or it leads outside.")
+                members[each.filename] = each
+            if sum(each.file_size for each in members.values()) > _most_bytes(file):
                 raise UserError(f"{file.name}: unpacks to more than {_MAX_RATIO} times its size.")
             for name in _NPZ_ARRAYS:
                 if (member := members.get(f"{name}.npy")) is None:
