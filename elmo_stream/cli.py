@@ -57,6 +57,7 @@ main.add_command(plan)
     type=FOLDER,
     help="Run to begin with: its encoder, and its labels by name; STORE may have other data and more labels.",
 )
+@click.option("--data-timeout", type=click.FloatRange(0), help="Short for --set loader.timeout=SECONDS.")
 @click.option("--dry-run", is_flag=True, help="Print the whole configuration and the plan, train nothing.")
 @on_oom_option
 @common_options
@@ -68,6 +69,7 @@ def train(
     epochs: int | None,
     steps: int | None,
     init_from: Path | None,
+    data_timeout: float | None,
     dry_run: bool,
     on_oom: str | None,
     as_json: bool,
@@ -88,6 +90,8 @@ def train(
         overrides += (f"train.epochs={epochs}",)
     if steps is not None:
         overrides += (f"train.steps={steps}",)
+    if data_timeout is not None:
+        overrides += (f"loader.timeout={data_timeout}",)
     config = load_config(config_file, overrides)
     if dry_run:
         from elmo_stream.training.preview import plan_store
@@ -117,8 +121,11 @@ def train(
     help="Another budget than the run began with, for example memory.device=8GiB; changes no result.",
 )
 @on_oom_option
+@click.option("--strict", is_flag=True, help="End with code 74 if the newest checkpoint is damaged.")
 @common_options
-def resume(run: Path, store: Path | None, overrides: tuple[str, ...], on_oom: str | None, as_json: bool) -> None:
+def resume(
+    run: Path, store: Path | None, overrides: tuple[str, ...], on_oom: str | None, strict: bool, as_json: bool
+) -> None:
     """Continue a run from its last whole checkpoint; STORE is needed only if the store was moved.
 
     \b
@@ -126,7 +133,7 @@ def resume(run: Path, store: Path | None, overrides: tuple[str, ...], on_oom: st
     """
     from elmo_stream.training.trainer import resume as resume_run
 
-    _finish(resume_run(run, store, memory=overrides, on_oom=on_oom, report=say), run, as_json)
+    _finish(resume_run(run, store, memory=overrides, on_oom=on_oom, strict=strict, report=say), run, as_json)
 
 
 def _finish(code: int, run: Path, as_json: bool) -> None:

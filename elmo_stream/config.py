@@ -141,6 +141,7 @@ class LoaderConfig:
     bucket: int = _key(
         16, "batches per group, within which instances of like length share a batch; 1: none", low=1, high=4096
     )
+    timeout: float = _key(600.0, "seconds after which training ends where no batch comes; 0: never", low=0.0)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            data = path.read_bytes()[: MAX_CONFIG_BYTES + 1]
+            with open(path, "rb") as stream:
+                data = stream.read(MAX_CONFIG_BYTES + 1)
             if len(data) > MAX_CONFIG_BYTES:
                 raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; this is not a configuration file.")
             values = tomllib.loads(data.decode("utf-8"))

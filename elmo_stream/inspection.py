@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from elmo_stream.data.embeddings import verify_part
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.remote import shards_of
 from elmo_stream.errors import UserError
@@ -97,4 +98,6 @@ def verify(path: Path) -> dict[str, Any]:
     steps = checkpoint_steps(path)
     for step in steps:
         verify_checkpoint(checkpoints_folder(path) / f"step-{step:08d}")
+    for part in sorted((path / "embeddings").glob("*/*/index.json")):
+        verify_part(part.parent)
     return {"kind": kind, "checkpoints": len(steps)}

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from elmo_stream.files import json_digest
 from tests.cli_helpers import BAG, assert_refused, run_cli
+
+
+def _sign(run: Path, **change: object) -> None:
+    """Change the description of a run as one who also makes its checksum agree."""
+    body = {**json.loads((run / "run.json").read_text()), **change}
+    del body["sha256"]
+    (run / "run.json").write_text(json.dumps({**body, "sha256": json_digest(body)}))
 
 
 def test_verify_names_the_damaged_file_with_exit_code_74(store: Path, run: Path, tmp_path: Path) -> None:
@@ -20,6 +28,7 @@ def test_verify_names_the_damaged_file_with_exit_code_74(store: Path, run: Path,
         (run, "labels/names.bin"),
         (run, "tokenizer/tokenizer.json"),
         (run, "config.toml"),
+        (run, "run.json"),
     ):
         copy = tmp_path / name.replace("/", "-") / source.name
         shutil.copytree(source, copy)
@@ -32,10 +41,23 @@ def test_verify_names_the_damaged_file_with_exit_code_74(store: Path, run: Path,
 def test_a_store_that_was_replaced_is_not_trained_on(store: Path, run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    info = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**info, "store_fingerprint": "0" * 64}))
+    _sign(copy, store_fingerprint="0" * 64)
     shutil.rmtree(copy / "checkpoints")
     assert_refused(run_cli("resume", copy), "not the store")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning_or_refused_if_asked(
+    store: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert run_cli("train", store, "--out", run, *BAG, "--set", "checkpoint.every_steps=3").exit_code == 0
+    path = run / "checkpoints" / "step-00000004" / "encoder.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert_refused(run_cli("resume", run, "--strict"), str(path), code=74)
+    result = run_cli("resume", run)
+    assert result.exit_code == 0 and "warning" in result.stderr and str(path) in result.stderr
+    assert "resuming at step 3" in result.stderr and path.read_bytes() == whole
 
 
 def test_two_trainings_in_one_folder_do_not_mix(store: Path, tmp_path: Path) -> None:
@@ -68,8 +90,7 @@ def test_a_moved_store_is_resumed_with_at_its_new_place(store: Path, run: Path, 
     copy, moved = tmp_path / "run", tmp_path / "moved"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints")
-    info = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**info, "store": str(tmp_path / "gone")}))
+    _sign(copy, store=str(tmp_path / "gone"))
     assert_refused(run_cli("resume", copy), "resume RUN STORE")
     shutil.copytree(store, moved)
     assert run_cli("resume", copy, moved).exit_code == 0
@@ -116,8 +137,7 @@ def test_a_changed_configuration_is_not_resumed_with(run: Path, tmp_path: Path) 
 def test_a_run_description_that_lies_is_refused(run: Path, tmp_path: Path, change: dict[str, object]) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    info = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**info, **change}))
+    _sign(copy, **change)
     assert_refused(run_cli("predict", copy, "--text", "a"), "run.json", code=74)
 
 

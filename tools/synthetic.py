@@ -16,10 +16,13 @@ MOST_LABELS = 5
 BLOCK = 10_000
 
 
-def synthetic_shard(rows: int, tokens: int, labels: int, seed: int) -> Shard:
-    """Rows of ``tokens`` token ids and 1 to 5 of ``labels`` labels."""
+def synthetic_shard(rows: int, tokens: int, labels: int, seed: int, *, uniform: bool = False) -> Shard:
+    """Rows of ``tokens`` token ids and 1 to 5 of ``labels`` labels; ``uniform`` ids do not compress."""
     chance = np.random.default_rng(seed)
-    token_ids = np.minimum(chance.zipf(1.2, rows * tokens), VOCABULARY - 1).astype(np.uint16)
+    if uniform:
+        token_ids = chance.integers(0, VOCABULARY, rows * tokens, dtype=np.uint16)
+    else:
+        token_ids = np.minimum(chance.zipf(1.2, rows * tokens), VOCABULARY - 1).astype(np.uint16)
     counts = chance.integers(1, MOST_LABELS + 1, rows)
     offsets = offsets_of(counts)
     # Ascending and distinct within a row: a random start and random steps that stay within the labels.
@@ -29,10 +32,13 @@ def synthetic_shard(rows: int, tokens: int, labels: int, seed: int) -> Shard:
     return Shard(token_ids, offsets_of(np.full(rows, tokens)), sums - np.repeat(before, counts), offsets)
 
 
-def synthetic_store(folder: Path, backend: str, documents: int, tokens: int, labels: int) -> None:
+def synthetic_store(
+    folder: Path, backend: str, documents: int, tokens: int, labels: int, *, uniform: bool = False
+) -> None:
     """A store with a training split only, eight shards over and over; labels and tokenizer are names alone."""
     store = create_store(backend, folder, vocab_size=VOCABULARY, num_labels=labels)
-    shards = [synthetic_shard(min(ROWS_PER_SHARD, documents), tokens, labels, seed) for seed in range(8)]
+    rows = min(ROWS_PER_SHARD, documents)
+    shards = [synthetic_shard(rows, tokens, labels, seed, uniform=uniform) for seed in range(8)]
     entries = []
     for number, first in enumerate(range(0, documents, ROWS_PER_SHARD)):
         shard = shards[number % len(shards)].rows_between(0, min(ROWS_PER_SHARD, documents - first))

@@ -177,7 +177,8 @@ class Conversion:
         for split, parts in counts.items():
             if not sum(part.rows for part in parts):
                 why = ", ".join(f"{number} dropped: {reason}" for reason, number in _dropped(parts).items())
-                raise UserError(f"the {split} input has no usable instance ({why or 'it is empty'}).")
+                names = ", ".join(str(each.source.main.name) for each in self._inputs.splits[split])
+                raise UserError(f"{names}: the {split} input has no usable instance ({why or 'it is empty'}).")
 
     def _labels(self, counts: list[PartCounts]) -> int:
         """Build the label map, unless it is there; returns the number of labels."""

@@ -7,6 +7,7 @@ sizes and checksums. Files are mapped, and each is compared with its checksum wh
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 from elmo_stream.data.rows import Rows
 from elmo_stream.data.store import Shard, offsets_of
 from elmo_stream.errors import CorruptError
-from elmo_stream.files import check_files, list_files, new_file, read_json, write_json_durably
+from elmo_stream.files import check_files, json_digest, list_files, new_file, read_json, write_json_durably
 
-FORMAT, VERSION = "elmo-stream-embeddings", 1
+FORMAT, VERSION = "elmo-stream-embeddings", 2
 INDEX_NAME = "index.json"
 _ROWS_AT_ONCE = 4096
 
@@ -49,11 +50,24 @@ def write_part(
                 progress(done)
     files = {name: entry for name, entry in list_files(folder).items() if name.endswith(".bf16")}
     body = {"format": FORMAT, "version": VERSION, "dim": dim, "rows": rows.sizes.tolist(), "files": files}
-    write_json_durably(folder / INDEX_NAME, body)
+    write_json_durably(folder / INDEX_NAME, {**body, "sha256": json_digest(body)})
 
 
 def _file_name(number: int) -> str:
     return f"shard-{number:05d}.bf16"
+
+
+def verify_part(folder: Path) -> None:
+    """Compare the files of a part with its index; raises ``CorruptError`` that names the one that is damaged."""
+    check_files(folder, _read_index(folder)["files"])
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX_NAME
+    index = read_json(path)
+    if not isinstance(index, dict) or index.pop("sha256", None) != json_digest(index):
+        raise CorruptError(f"{path}: damaged, or of another version; remove {folder}.")
+    return index
 
 
 class EmbeddingPart:
@@ -64,10 +78,10 @@ class EmbeddingPart:
     """
 
     def __init__(self, folder: Path, rows: Rows, dim: int) -> None:
-        index = read_json(folder / INDEX_NAME)
+        index = _read_index(folder)
         expected = {"format": FORMAT, "version": VERSION, "dim": dim, "rows": rows.sizes.tolist()}
         names = [_file_name(number) for number in range(len(rows.sizes))]
-        if not isinstance(index, dict) or {**index, **expected} != index or sorted(index.get("files", ())) != names:
+        if {**index, **expected} != index or sorted(index.get("files", ())) != names:
             raise CorruptError(f"{folder / INDEX_NAME}: damaged, or of another version; remove {folder}.")
         self._folder, self._files, self._dim = folder, index["files"], dim
         self._start = offsets_of(rows.sizes)

@@ -85,7 +85,7 @@ def load_filter(store: Path, index: StoreIndex, split: str) -> FilterPairs:
     path = store / FILTERS / name
     check_files(store / FILTERS, {name: index.filters[name]})
     try:
-        pairs = np.load(path, allow_pickle=False)
+        pairs = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a size that lies takes no memory
     except (ValueError, EOFError) as error:
         raise CorruptError(f"{path}: not a valid array file ({error}); it is damaged.") from error
     rows, labels = index.splits[split].instances, index.labels.count

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from elmo_stream.errors import CorruptError, UserError
-from elmo_stream.files import Readable, check_files, read_json, write_json_durably
+from elmo_stream.files import Readable, check_folders, read_json, write_json_durably
 
 FORMAT = "elmo-stream-store"
 VERSION = 2
@@ -24,6 +24,7 @@ BOW = "bow"  # the kind of tokenizer whose tokens are features with weights
 SPLITS = ("train", "test", "valid")
 BACKENDS = ("zarr", "webdataset")
 MAX_LABELS = 2**32 - 2
+_NPY_ROOM = 1 << 12  # for the header of a file of NumPy
 _SHARD_NAME = re.compile(r"shard-\d{5,}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -150,18 +151,28 @@ class StoreIndex:
         Raises:
             CorruptError: naming the first file that is missing, cut or altered.
         """
-        check_files(store / "labels", self.labels.files)
-        check_files(store / "tokenizer", self.tokenizer.files)
-        check_files(store / FILTERS, self.filters)
-        for split, entry in self.splits.items():
-            for shard in entry.shards:
-                check_files((shards or store) / split / shard.name, shard.files)
+        root = shards or store
+        check_folders(
+            [
+                (store / "labels", self.labels.files),
+                (store / "tokenizer", self.tokenizer.files),
+                (store / FILTERS, self.filters),
+                *(
+                    (root / split / shard.name, shard.files)
+                    for split, each in self.splits.items()
+                    for shard in each.shards
+                ),
+            ]
+        )
 
     def _check_consistency(self, path: Path) -> None:
         if self.backend not in BACKENDS:
             raise CorruptError(f"{path}: backend {self.backend!r:.60} is not one of {', '.join(BACKENDS)}.")
         if not 0 < self.labels.count <= MAX_LABELS:
             raise CorruptError(f"{path}: labels.count {self.labels.count} is not in 1...{MAX_LABELS}.")
+        offsets = self.labels.files.get("offsets.npy")
+        if offsets is not None and not 8 * self.labels.count < offsets["bytes"] <= 8 * self.labels.count + _NPY_ROOM:
+            raise CorruptError(f"{path}: labels.count {self.labels.count} does not fit the size of labels/offsets.npy.")
         if "train" not in self.splits or not set(self.splits) <= set(SPLITS):
             raise CorruptError(f"{path}: splits are {sorted(self.splits)}; expected train and perhaps test and valid.")
         for name, split in self.splits.items():

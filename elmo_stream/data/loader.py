@@ -6,10 +6,12 @@ parallel and handed out in order, so the number of workers and the prefetch dept
 suffice, since decompression and NumPy's copies release the interpreter lock.
 """
 
+import errno
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +26,7 @@ from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS, ShuffledOrder, StoredOrder, batch_permutation
 from elmo_stream.data.rows import LabelNameRows, Rows, RowsWithLabelTexts, SplitRows
 from elmo_stream.data.store import Shard, concatenate, offsets_of
+from elmo_stream.data.threads import DaemonThreads
 from elmo_stream.errors import UserError
 
 STATE_VERSION = 1
@@ -36,6 +39,11 @@ class _ShardCache:
         self._read = read
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, Future[Shard]] = OrderedDict()
+
+    def in_reading(self) -> list[int]:
+        """The shards that are being read."""
+        with self._lock:
+            return [shard for shard, future in self._shards.items() if not future.done()]
 
     def get(self, shard: int) -> Shard:
         with self._lock:
@@ -68,6 +76,7 @@ class StreamLoader:
     Raises:
         UserError: the split is absent or empty.
         CorruptError: a shard is damaged; names it.
+        TimeoutError: no batch came within ``config.timeout`` seconds; names the shard that is waited for.
     """
 
     def __init__(
@@ -100,8 +109,9 @@ class StreamLoader:
         self._cache = _ShardCache(self._rows.read)
         self._epoch, self._seen = 0, 0
         self._iterating = False
-        self._pool = ThreadPoolExecutor(config.workers, "elmo-loader") if config.workers else None
-        self._closed = False
+        self._pool = DaemonThreads(config.workers, "elmo-loader") if config.workers else None
+        self._closed = self._stalled = False
+        self._place, self._split = store, split
 
     @property
     def instances(self) -> int:
@@ -167,16 +177,32 @@ class StreamLoader:
         ahead: deque[tuple[int, int, Future[list[Batch]]]] = deque()
         try:
             for epoch, group, order in plan:
-                ahead.append((epoch, group, self._pool.submit(self._build_group, epoch, group, order)))
+                ahead.append((epoch, group, self._pool.submit(partial(self._build_group, epoch, group, order))))
                 if len(ahead) > self._config.prefetch:
                     first_epoch, first_group, future = ahead.popleft()
-                    yield first_epoch, first_group, future.result()
+                    yield first_epoch, first_group, self._wait(future)
             while ahead:
                 first_epoch, first_group, future = ahead.popleft()
-                yield first_epoch, first_group, future.result()
+                yield first_epoch, first_group, self._wait(future)
         finally:
             for *_, future in ahead:
                 future.cancel()
+
+    def _wait(self, future: "Future[list[Batch]]") -> list[Batch]:
+        try:
+            return future.result(self._config.timeout or None)
+        except TimeoutError as error:
+            if future.done():  # at the last moment, or the reading itself raised it
+                return future.result()
+            self._stalled = True
+            entries = self._index.splits[self._split].shards
+            shards = ", ".join(entries[number].name for number in self._cache.in_reading()) or "no shard"
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"no batch within {self._config.timeout:g} seconds (loader.timeout), while {shards} of split "
+                f"{self._split!r} is being read; see whether its disk or server is alive, then resume.",
+                str(self._place),
+            ) from error
 
     def _plan_groups(self) -> Iterator[tuple[int, int, ShuffledOrder | StoredOrder]]:
         epoch, group = self._epoch, self._seen // self._batch // self._config.bucket
@@ -235,7 +261,7 @@ class StreamLoader:
         """End the background threads; a second call does nothing."""
         self._closed = True
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close(wait=not self._stalled)
 
     def __enter__(self) -> "StreamLoader":
         return self

@@ -7,10 +7,13 @@ cache, which stands for the store from then on. Shards stay where they are; each
 import errno
 import hashlib
 import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, Self, TypeVar
 
 from elmo_stream.data.index import FILTERS, INDEX_NAME, StoreIndex
 from elmo_stream.errors import UserError
@@ -26,6 +29,9 @@ from elmo_stream.files import (
 
 _REMOTE_NAME = "remote.json"
 _READ_BYTES = 1 << 20
+_WAITS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.0, 2.0)  # seconds, between ten tries
+_PASSING = (408, 425, 429)  # of the client errors of HTTP: too slow, too early, too many
+Result = TypeVar("Result")
 _HOW = "pip install 'elmo-stream[remote]' brings http(s); other protocols need the package that fsspec names"
 
 
@@ -122,33 +128,63 @@ class RemoteFolder:
 
         Raises:
             FileNotFoundError: it is not there.
-            OSError: it cannot be reached.
+            OSError: it cannot be reached, however often that is tried.
         """
-        filesystem, path = self.filesystem()
-        try:
-            return _RemoteFile(self.url, filesystem.open(path, mode, cache_type="none"))
-        except FileNotFoundError as error:
-            # fsspec says so of a server that is down or refuses, too; the cause tells.
-            cause = error.__cause__
-            if isinstance(cause, FileNotFoundError | None) or getattr(cause, "status", 0) == 404:
-                raise
-            raise _unreachable(self.url, cause) from error
-        except Exception as error:  # every protocol has its own kinds
-            raise _unreachable(self.url, error) from error
+        return _RemoteFile(self)
 
 
 class _RemoteFile:
-    """Reads a remote file; whatever its protocol raises is an ``OSError`` with the URL."""
+    """Reads a remote file; an answer that fails or breaks off is asked for again, from where it broke off."""
 
-    def __init__(self, url: str, stream: IO[bytes]) -> None:
-        self._url, self._stream = url, stream
+    def __init__(self, place: RemoteFolder) -> None:
+        self._place, self._position = place, 0
+        self._stream: IO[bytes] | None = None
+        self._insist(self._open)
 
     def read(self, size: int) -> bytes:
         """At most ``size`` bytes; none at the end."""
-        try:
-            return self._stream.read(size)
-        except Exception as error:
-            raise _unreachable(self._url, error) from error
+        piece = self._insist(lambda: self._open().read(size))
+        self._position += len(piece)
+        return piece
+
+    def _open(self) -> IO[bytes]:
+        """The stream, opened anew where it failed, at the byte to be read next."""
+        if self._stream is None:
+            filesystem, path = self._place.filesystem()
+            stream = filesystem.open(path, "rb", cache_type="none")
+            left = self._position
+            while left:
+                skipped = len(stream.read(min(left, _READ_BYTES)))
+                if not skipped:
+                    raise OSError(errno.EIO, "the answer is shorter than the one before")
+                left -= skipped
+            self._stream = stream
+        return self._stream
+
+    def _insist(self, call: Callable[[], Result]) -> Result:
+        """What the call gives, tried again after each of the waits where the failure may pass."""
+        for wait in (*_WAITS, None):
+            try:
+                return call()
+            except UserError:
+                raise
+            except Exception as error:  # every protocol has its own kinds
+                self._close()
+                # fsspec says "not found" of a server that is down or refuses, too; the cause tells.
+                cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+                status = getattr(cause, "status", 0)
+                if isinstance(error, FileNotFoundError) and (cause is error or status == 404):
+                    raise
+                if wait is None or (400 <= status < 500 and status not in _PASSING):
+                    raise _unreachable(self._place.url, cause) from error
+                time.sleep(wait)
+        raise AssertionError("the last wait is none")
+
+    def _close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with suppress(Exception):  # it failed before
+                stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +192,7 @@ class _RemoteFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._close()
 
 
 def _unreachable(url: str, error: BaseException) -> OSError:

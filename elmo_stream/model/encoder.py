@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from elmo_stream.config import EncoderConfig
-from elmo_stream.errors import UserError
+from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.pretrained import find_pretrained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -238,13 +238,22 @@ def save_architecture(encoder: Encoder, folder: Path) -> None:
 def restore_encoder(
     config: EncoderConfig, folder: Path, *, vocab_size: int, max_length: int, ordered: bool = True
 ) -> Encoder:
-    """An encoder of a run with weights yet to be loaded; reads the run folder only, no network, no code from data."""
+    """An encoder of a run with weights yet to be loaded; reads the run folder only, no network, no code from data.
+
+    Raises:
+        CorruptError: the architecture of a transformer cannot be read, or is none that transformers knows.
+    """
     if config.kind == "bag":
         return Encoder(BagEncoder(config, vocab_size, max_length, None, ordered), config)
     from transformers import AutoConfig, AutoModel
 
-    architecture = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model = AutoModel.from_config(architecture, trust_remote_code=False)
+    try:
+        architecture = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_config(architecture, trust_remote_code=False)
+    except (OSError, TypeError, ValueError) as error:
+        raise CorruptError(
+            f"{folder / 'config.json'}: no architecture that can be restored ({_reason(error)})."
+        ) from error
     return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config)
 
 
@@ -270,12 +279,15 @@ def _load_pretrained(name: str, tokenizer: Path | None) -> Any:
     except UserError:
         raise
     except Exception as error:  # not found, no network, no safetensors, unknown architecture, damaged files, ...
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"encoder.name: {name!r} is neither a model folder, nor an installed package that ships one, "
-            f"nor a model on the hub that can be reached ({reason})."
+            f"nor a model on the hub that can be reached ({_reason(error)})."
         ) from error
     return model
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _check_tokenizer(name: str, folder: Path | None, tokenizer: Path) -> None:

@@ -1,21 +1,25 @@
 """Scratch files of mapped chunks: one file a chunk, all its bytes allotted at once, written in place.
 
 They hold nothing durable (the checkpoint does), so nothing is flushed for the sake of a power cut. They are read and
-written past the page cache, which would otherwise fill with chunks that are read once a step.
+written past the page cache, which would otherwise fill with chunks that are read once a step. What is read is compared
+with a checksum kept in memory since it was written.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.system import drop_cached, folder_lock, open_direct, reserve_file
 
 _PREFIX = "elmo-stream-scratch-"
+_PAGE_WORDS = 512
 
 
 class ScratchFiles:
@@ -37,6 +41,7 @@ class ScratchFiles:
         self._lock.enter_context(folder_lock(new))
         self.folder = new.rename(parent / new.name.removeprefix("new-"))
         self._sizes: dict[int, int] = {}
+        self._checksums: dict[int, bytes] = {}
 
     def create(self, number: int, size: int) -> None:
         """Allot the file of a chunk."""
@@ -47,12 +52,15 @@ class ScratchFiles:
         """Fill ``memory`` (uint8, page-aligned) with a chunk.
 
         Raises:
-            CorruptError: the file was cut or removed by someone else.
+            CorruptError: the file was cut or removed by someone else, or holds other bytes than were written.
         """
         self._transfer(number, memory, write=False)
+        if self._checksums.get(number) != _checksum(memory[: self._sizes[number]]):
+            raise CorruptError(f"{self._path(number)}: holds other bytes than were written; {_ADVICE}")
 
     def write(self, number: int, memory: Tensor) -> None:
         """Write a chunk from ``memory`` (uint8, page-aligned)."""
+        self._checksums[number] = _checksum(memory[: self._sizes[number]])
         self._transfer(number, memory, write=True)
 
     def _transfer(self, number: int, memory: Tensor, *, write: bool) -> None:
@@ -85,6 +93,13 @@ class ScratchFiles:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"chunk-{number:05d}"
+
+
+def _checksum(memory: Tensor) -> bytes:
+    """A digest of the sums of all pages: as fast as memory, and any flipped bit changes one of the sums."""
+    words = memory.numpy().view(np.uint64)
+    page_starts = np.arange(0, len(words), _PAGE_WORDS)
+    return hashlib.blake2b(np.add.reduceat(words, page_starts).tobytes(), digest_size=16).digest()
 
 
 _ADVICE = "go on from the last checkpoint with `elmo-stream resume`."

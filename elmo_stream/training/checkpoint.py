@@ -5,8 +5,6 @@ classifier is written and read chunk by chunk, and can be read in other chunks t
 """
 
 import errno
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -25,6 +23,7 @@ from elmo_stream.files import (
     check_files,
     file_entry,
     flush_and_forget,
+    json_digest,
     new_folder,
     read_json,
     write_json_durably,
@@ -79,7 +78,7 @@ def save_checkpoint(
         write_json_durably(folder / "state.json", {**state, "step": step, "chunks": chunks})
         files["state.json"] = file_entry(folder / "state.json")
         body = {"format": FORMAT, "version": VERSION, "step": step, "files": dict(sorted(files.items()))}
-        write_json_durably(folder / "manifest.json", {**body, "sha256": _digest(body)})
+        write_json_durably(folder / "manifest.json", {**body, "sha256": json_digest(body)})
     return final
 
 
@@ -110,10 +109,6 @@ def prune_checkpoints(run: Path, keep: int) -> None:
         shutil.rmtree(leftover)
 
 
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
 def verify_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
     """Compare every file with the manifest, and return the files that it lists.
 
@@ -125,7 +120,7 @@ def verify_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
         raise CorruptError(f"{manifest_path}: missing; this checkpoint is incomplete.")
     manifest = read_json(manifest_path)
     try:
-        if manifest.pop("sha256") != _digest(manifest):
+        if manifest.pop("sha256") != json_digest(manifest):
             raise CorruptError(f"{manifest_path}: its checksum differs from the one written; the file is damaged.")
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
             raise CorruptError(
@@ -166,8 +161,12 @@ class Checkpoint:
             raise CorruptError(f"{folder / 'manifest.json'}: does not list {unlisted[0]}.")
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of ``encoder`` or ``optimizer``."""
-        return load_file(self.folder / f"{name}.safetensors")
+        """The tensors of ``encoder`` or ``optimizer``; raises ``CorruptError`` where the file holds none."""
+        path = self.folder / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CorruptError(f"{path}: {error}.") from error
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows of the classifier's tensor ``name`` for labels ``first`` to ``last``."""
@@ -215,14 +214,16 @@ class Checkpoint:
             into[from_numpy(place[here])] = rows
 
 
-def load_checkpoint(run: Path, step: int | None = None, *, report: Any = print) -> Checkpoint | None:
+def load_checkpoint(
+    run: Path, step: int | None = None, *, strict: bool = False, report: Any = print
+) -> Checkpoint | None:
     """The checkpoint of a step, or the newest one that is whole; None when there is none yet.
 
-    A damaged newer checkpoint is reported and passed over.
+    A damaged newer checkpoint is reported and passed over, or where ``strict`` refused.
 
     Raises:
         UserError: the step asked for is not there.
-        CorruptError: the step asked for is damaged, or all are.
+        CorruptError: the step asked for is damaged, or all are, or where ``strict`` the newest.
     """
     steps = checkpoint_steps(run)
     if step is not None:
@@ -234,6 +235,8 @@ def load_checkpoint(run: Path, step: int | None = None, *, report: Any = print) 
         try:
             return Checkpoint(checkpoints_folder(run) / f"step-{candidate:08d}")
         except CorruptError as error:
+            if strict:
+                raise
             report(f"warning: {error} Going back to the checkpoint before it.")
             damage = error
     if damage is not None:

@@ -19,6 +19,7 @@ from elmo_stream.files import (
     copy_listed,
     file_entry,
     fsync_tree,
+    json_digest,
     list_files,
     read_json,
     write_bytes_durably,
@@ -169,7 +170,8 @@ def lay_out_run(
 
 def publish_run(run: Run) -> None:
     """Let a run that was laid out exist."""
-    write_json_durably(run.path / "run.json", {"format": FORMAT, "version": VERSION, **asdict(run.info)})
+    body = {"format": FORMAT, "version": VERSION, **asdict(run.info)}
+    write_json_durably(run.path / "run.json", {**body, "sha256": json_digest(body)})
     (run.path / _MARKER).unlink()
 
 
@@ -185,6 +187,8 @@ def open_run(path: Path) -> Run:
             f"{path}: not a run folder (it has no run.json); make one with `elmo-stream train STORE --out {path}`."
         )
     value = read_json(path / "run.json")
+    if isinstance(value, dict) and value.pop("sha256", None) not in (json_digest(value), None):  # the first had none
+        raise CorruptError(f"{path / 'run.json'}: its checksum differs from the one written; the file is damaged.")
     if not isinstance(value, dict) or (value.pop("format", None), value.pop("version", None)) != (FORMAT, VERSION):
         raise CorruptError(f"{path / 'run.json'}: damaged, or of another version than this release reads ({VERSION}).")
     info: RunInfo = decode(RunInfo, value, str(path / "run.json"))

@@ -97,6 +97,7 @@ def resume(
     *,
     memory: Sequence[str] = (),
     on_oom: str | None = None,
+    strict: bool = False,
     report: Report = print,
 ) -> int:
     """Continue a run from its last whole checkpoint, or from step 0; returns what ``train`` returns.
@@ -105,6 +106,7 @@ def resume(
         store: where the store of the run is now, if it was moved.
         memory: ``memory.key=value``, other budgets than the run began with; they change no result.
         on_oom: see ``train``.
+        strict: refuse a damaged newest checkpoint instead of going on from the one before it.
 
     Raises:
         UserError: no run here, its store is gone or was replaced, or memory that does not suffice.
@@ -114,7 +116,7 @@ def resume(
     run = replace(run, config=with_memory(run.config, memory))
     prepare_torch(run.config.threads)
     with locked(path):
-        checkpoint = load_checkpoint(path, report=report)
+        checkpoint = load_checkpoint(path, strict=strict, report=report)
         if checkpoint is not None and checkpoint.step >= checkpoint.total_steps:
             report(f"{path}: finished already, at step {checkpoint.step:,}.")
             return 0

@@ -12,38 +12,7 @@ from elmo_stream.data.readers.detect import open_source
 from elmo_stream.data.readers.instance import MAX_LINE_BYTES, Fields
 from elmo_stream.data.shard import convert
 from elmo_stream.errors import UserError
-
-GOOD = b'{"text": "a good line", "labels": ["one"]}\n'
-
-MALFORMED = {
-    "not json": (b"hello", "not valid JSON"),
-    "cut off": (b'{"text": "a", "labels": ["b"', "not valid JSON"),
-    "two objects": (b'{"text": "a", "labels": []} {}', "not valid JSON"),
-    "raw control character": (b'{"text": "a\x01", "labels": []}', "not valid JSON"),
-    "a list": (b"[1, 2]", "holds a list"),
-    "a string": (b'"text"', "holds a string"),
-    "null": (b"null", "holds null"),
-    "nesting bomb": (b'{"text": "a", "labels": ' + b"[" * 200_000, "nested too deeply"),
-    "huge number": (b'{"text": ' + b"9" * 5000 + b"}", "digits"),
-    "latin-1": ('{"text": "café", "labels": ["b"]}'.encode("latin-1"), "not UTF-8 (byte 0xe9 at byte 14"),
-    "utf-16": ('{"text": "a", "labels": ["b"]}'.encode("utf-16"), "not UTF-8"),
-    "text missing": (b'{"title": "a", "labels": ["b"]}', "field 'text' is missing (fields of the line: 'title'"),
-    "text null": (b'{"text": null, "labels": ["b"]}', "field 'text' is null"),
-    "text a number": (b'{"text": 3.5, "labels": ["b"]}', "field 'text' is a number"),
-    "text a list": (b'{"text": ["a"], "labels": ["b"]}', "field 'text' is a list"),
-    "text half a pair": (b'{"text": "a\\ud800", "labels": ["b"]}', "surrogate"),
-    "labels missing": (b'{"text": "a", "label": ["b"]}', "choose another with --label-field"),
-    "labels an object": (b'{"text": "a", "labels": {"b": 1}}', "field 'labels' is an object"),
-    "label a number": (b'{"text": "a", "labels": ["b", 7]}', "label 2 in field 'labels' is a number"),
-    "label a boolean": (b'{"text": "a", "labels": [true]}', "label 1 in field 'labels' is a boolean"),
-    "label empty": (b'{"text": "a", "labels": ["b", ""]}', "label 2 is empty"),
-    "label long": (b'{"text": "a", "labels": ["' + b"b" * 4097 + b'"]}', "longer than 4096 bytes"),
-    "label long in bytes": (f'{{"text": "a", "labels": ["{"é" * 2049}"]}}'.encode(), "longer than 4096 bytes"),
-    "label half a pair": (b'{"text": "a", "labels": ["\\udfff"]}', "surrogate"),
-    "a field twice": (b'{"text": "a", "text": "b", "labels": ["b"]}', "occurs twice"),
-    "blank line": (b"", "the line is blank"),
-    "blank line of spaces": (b"  \t", "the line is blank"),
-}
+from tests.data.readers.bad_files import GOOD, MALFORMED
 
 
 @pytest.mark.parametrize(("line", "says"), MALFORMED.values(), ids=MALFORMED.keys())

@@ -149,11 +149,20 @@ def test_scratch_files_have_no_holes_and_go_with_the_classifier(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "removed"])
-def test_a_scratch_file_that_someone_cut_or_removed_ends_training_and_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "removed", "altered"])
+def test_a_scratch_file_that_someone_cut_removed_or_altered_ends_training_and_is_named(
+    tmp_path: Path, damage: str
+) -> None:
     run = _Run({}, {MAPPED: CHUNKS}, tmp_path).steps(0, 2)
     path = sorted(tmp_path.glob("*/chunk-*"))[4]
-    path.unlink() if damage == "removed" else os.truncate(path, 4096)
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        os.truncate(path, 4096)
+    else:
+        content = bytearray(path.read_bytes())
+        content[5000] ^= 1
+        path.write_bytes(content)
     with pytest.raises(CorruptError, match=f"{path}.*elmo-stream resume"):
         run.steps(2, 5)
     run.classifier.close()

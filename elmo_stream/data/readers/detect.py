@@ -51,6 +51,8 @@ def open_source(path: Path, format: str, label_file: Path | None = None, *, labe
         why = "as --format says"
     else:
         raise UserError(f"--format {format}: unknown; expected auto, {', '.join(FORMATS)}.")
+    if main.packing == NPZ and format != NPZ:
+        raise UserError(f"{path}: is an .npz archive by its name, which --format {format} cannot be.")
     if format in ("npz", "parquet") and main.packing not in ("", NPZ):
         raise UserError(f"{path}: is {main.packing} data, but {format} is compressed in itself; unpack it first.")
     note = f"{path}: {format}, {why}" + (f"; {main.packing} data" if main.packing not in ("", NPZ) else "")

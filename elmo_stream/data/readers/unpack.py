@@ -4,7 +4,9 @@ The passes of the converter read a file in parts and more than once, which a pac
 unpacked once into the scratch of the conversion.
 """
 
+import errno
 import lzma
+import re
 import shutil
 import zipfile
 import zlib
@@ -23,6 +25,7 @@ NPZ = "npz"
 _PIECE = 4096  # a packed piece gives at most 32,768 times as much, which bounds the memory
 _MAX_RATIO, _FREE_BYTES = 1000, 1 << 30
 _MEMORY = 1 << 28
+_MEMBER = re.compile(r"[\w-][\w.-]*")
 _NPZ_ARRAYS = ("data", "indices", "indptr", "shape", "format")
 
 _DECODERS: dict[str, tuple[bytes, Callable[[], Any]]] = {
@@ -133,8 +136,12 @@ def _unpack_npz(file: InputFile, folder: Path) -> None:
     """The arrays of a sparse matrix as files to be mapped; members have fixed names, so none leaves the folder."""
     try:
         with zipfile.ZipFile(file.path) as archive:
-            members = {member.filename: member for member in archive.infolist()}
-            if sum(member.file_size for member in members.values()) > _most_bytes(file):
+            members: dict[str, zipfile.ZipInfo] = {}
+            for each in archive.infolist():
+                if each.filename in members or not _MEMBER.fullmatch(each.filename):
+                    raise UserError(f"{file.name}: has the member {each.filename!r:.200} twice, or it leads outside.")
+                members[each.filename] = each
+            if sum(each.file_size for each in members.values()) > _most_bytes(file):
                 raise UserError(f"{file.name}: unpacks to more than {_MAX_RATIO} times its size.")
             for name in _NPZ_ARRAYS:
                 if (member := members.get(f"{name}.npy")) is None:
@@ -144,5 +151,9 @@ def _unpack_npz(file: InputFile, folder: Path) -> None:
                     )
                 with archive.open(member) as packed, open(folder / f"{name}.npy", "wb") as plain:
                     shutil.copyfileobj(packed, plain, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UserError(f"{file.name}: not a whole .npz archive ({error}).") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which a place before the beginning of the file gives
+            raise
+        raise UserError(f"{file.name}: not a whole .npz archive (it names a place outside).") from error

@@ -1,15 +1,12 @@
 """Parquet, .npz and packed files: whatever is wrong with them is said in a sentence, never guessed or executed."""
 
 import gzip
-import io
 import json
 import lzma
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import scipy.sparse
 import zstandard
@@ -20,15 +17,7 @@ from elmo_stream.data.readers.instance import Fields, InputFile
 from elmo_stream.data.readers.unpack import packing_of, unpack
 from elmo_stream.data.shard import convert
 from elmo_stream.errors import UserError
-
-X = scipy.sparse.csr_matrix(np.array([[0, 0.5, 0], [2, 0, -1]], dtype=np.float32))
-Y = scipy.sparse.csr_matrix(np.array([[1, 0], [1, 1]]))
-
-
-def parquet(columns: dict[str, object]) -> bytes:
-    stream = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), stream)
-    return stream.getvalue()
+from tests.data.readers.bad_files import BAD_NPZ, BAD_PARQUET, Y, npz, parquet
 
 
 def refusal(path: Path, content: bytes, **options: object) -> str:
@@ -37,24 +26,6 @@ def refusal(path: Path, content: bytes, **options: object) -> str:
         convert([path], path.parent / "store", workers=1, **options)
     assert not (path.parent / "store").exists()
     return str(caught.value)
-
-
-GOOD = {"text": ["a", "b"], "labels": [["x"], ["y", "z"]]}
-BAD_PARQUET = {
-    "not parquet": (b"text,labels\n", "not a whole Parquet file"),
-    "cut": (parquet(GOOD)[:-20], "not a whole Parquet file"),
-    "magic alone": (b"PAR1PAR1", "not a whole Parquet file"),
-    "no text": (parquet({"title": ["a"], "labels": [["x"]]}), "field 'text' is missing (fields: 'title'"),
-    "no labels": (parquet({"text": ["a"], "tags": [["x"]]}), "choose another with --label-field"),
-    "text of numbers": (parquet({"text": [1, 2], "labels": [["x"], ["y"]]}), "field 'text' holds int64"),
-    "text of bytes": (parquet({"text": [b"a"], "labels": [["x"]]}), "field 'text' holds binary"),
-    "labels of floats": (parquet({"text": ["a"], "labels": [[0.5]]}), "field 'labels' holds double"),
-    "labels of structs": (parquet({"text": ["a"], "labels": [{"a": 1}]}), "field 'labels' holds struct"),
-    "null text": (parquet({"text": ["a", None], "labels": [["x"], ["y"]]}), "row 1: field 'text' is null"),
-    "null labels": (parquet({"text": ["a", "b"], "labels": [["x"], None]}), "row 1: field 'labels' is null"),
-    "null label": (parquet({"text": ["a", "b"], "labels": [["x"], ["y", None]]}), "row 1: label 2"),
-    "empty label": (parquet({"text": ["a", "b"], "labels": [["x"], [""]]}), "row 1: label 1 is empty"),
-}
 
 
 @pytest.mark.parametrize(("content", "says"), BAD_PARQUET.values(), ids=BAD_PARQUET.keys())
@@ -69,40 +40,6 @@ def test_labels_in_parquet_may_be_strings_ids_or_lists(tmp_path, labels):
     source, fields = open_source(tmp_path / "t.parquet", "auto")[0], Fields()
     read = [one.labels for part in split_source(source, fields, 1) for one in read_part(part, fields)]
     assert read == [tuple(map(str, one if isinstance(one, list) else [one])) for one in labels]
-
-
-def npz(matrix: scipy.sparse.csr_matrix = X, **arrays: object) -> bytes:
-    """A matrix as scipy writes it, with some arrays exchanged; ``None`` leaves one out."""
-    whole = {
-        "data": matrix.data,
-        "indices": matrix.indices,
-        "indptr": matrix.indptr,
-        "shape": np.array(matrix.shape),
-        "format": np.array(b"csr"),
-    } | arrays
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **{name: array for name, array in whole.items() if array is not None})
-    return stream.getvalue()
-
-
-BAD_NPZ = {
-    "no archive": (b"hello", "not a whole .npz archive"),
-    "cut": (npz()[:-30], "not a whole .npz archive"),
-    "other arrays": (npz(indptr=None), "has no array 'indptr'"),
-    "csc": (npz(format=np.array(b"csc")), "not in CSR form"),
-    "objects": (npz(data=np.array([{}, {}, {}], dtype=object)), "array 'data' cannot be read"),
-    "indptr too short": (npz(indptr=np.array([0, 3])), "indptr does not lead from 0 to 3 in 2 rows"),
-    "indptr past the end": (npz(indptr=np.array([0, 1, 4])), "indptr does not lead"),
-    "indptr falls": (npz(indptr=np.array([0, 5, 3])), "row 1: indptr falls"),
-    "index past the shape": (npz(indices=np.array([1, 0, 3])), "row 1: index 3 is not in 0...2"),
-    "index negative": (npz(indices=np.array([1, 0, -1])), "row 1: index -1 is not"),
-    "data too short": (npz(data=np.ones(2, np.float32)), "holds 3 indices and 2 values"),
-    "data complex": (npz(data=np.ones(3, complex)), "values of type complex128"),
-    "value not finite": (npz(data=np.array([1, np.nan, 1])), "row 1: a value is not finite"),
-    "shape huge": (npz(shape=np.array([2, 1 << 40])), "is out of range"),
-    "shape of one": (npz(shape=np.array([2])), "not lists of whole numbers"),
-    "rows of other labels": (npz(scipy.sparse.csr_matrix((3, 3))), "rows of one another"),
-}
 
 
 @pytest.mark.parametrize(("content", "says"), BAD_NPZ.values(), ids=BAD_NPZ.keys())
@@ -164,11 +101,14 @@ def test_a_file_that_unpacks_to_one_endless_line_is_refused_before_it_fills_the_
     assert (tmp_path / "plain").stat().st_size < 80 << 20
 
 
-def test_no_member_of_an_archive_leaves_its_folder(tmp_path):
+@pytest.mark.parametrize("member", ["../outside.npy", "/outside.npy", "data.npy"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_a_member_that_leads_outside_or_occurs_twice_is_refused(tmp_path, member):
     path = tmp_path / "X.npz"
     path.write_bytes(npz())
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("../outside.npy", b"x")
+        archive.writestr(member, b"x")
     (tmp_path / "in").mkdir()
-    unpack(InputFile(path, path, "npz"), tmp_path / "in")
-    assert not (tmp_path / "outside.npy").exists()
+    with pytest.raises(UserError, match=member):
+        unpack(InputFile(path, path, "npz"), tmp_path / "in")
+    assert not list((tmp_path / "in").iterdir()) and not (tmp_path / "outside.npy").exists()
