@@ -142,7 +142,8 @@ def main() -> None:
     limit = Limit(parse_size("--limit", arguments.limit) or 0)
     shutil.rmtree(arguments.run, ignore_errors=True)
     keys = [
-        f"train.batch={BATCH}", "train.validation=0", "encoder.dim=64", "encoder.bigrams=0", "classifier.format=fp8", "classifier.kahan_head=0",
+        f"train.batch={BATCH}", "train.validation=0", "encoder.dim=64", "encoder.bigrams=0", "classifier.format=fp8",
+        "classifier.kahan_head=0",
         "classifier.chunk_labels=131072", f"train.steps={2 * arguments.steps}",
         f"checkpoint.every_steps={arguments.steps}", "optimizer.warmup_steps=0",
         f"memory.device={arguments.device_memory}", *arguments.keys,
