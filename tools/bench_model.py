@@ -73,7 +73,7 @@ def measure(case: Case, device: torch.device, repeats: int) -> Row:
     keys = [*KEYS, f"train.batch={shape.batch}", *([f"memory.device={case.budget}"] if case.budget else [])]
     config = load_config(None, keys)
     encoder = make_encoder(case, keys)
-    vocabulary = encoder.body.model.config.vocab_size  # type: ignore[union-attr]
+    vocabulary = int(encoder.body.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     sizes = DataSizes.supposed(shape.labels, INSTANCES, vocab_size=vocabulary, max_length=case.tokens)
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(sizes, config, encoder, device=device, scratch=Path(folder))
