@@ -88,7 +88,7 @@ def bounds(run: Path) -> dict[str, Any]:
 
     from elmo_stream.model.chunk_layout import aligned_memory
     from elmo_stream.model.chunk_reader import ChunkReader
-    from elmo_stream.model.placement import chunk_size, plan_chunks
+    from elmo_stream.model.placement import plan_chunks
     from elmo_stream.model.scratch import ScratchFiles
     from elmo_stream.training.rates import one_chunk_step
     from elmo_stream.training.run import open_run, prepare_torch
@@ -114,7 +114,7 @@ def bounds(run: Path) -> dict[str, Any]:
         reader.close()
     finally:
         files.close()
-    labels = chunk_size(config.classifier.chunk_labels)
+    labels = chunks.largest_labels
     step = one_chunk_step(config, config.encoder.dim, torch.device("cpu"), labels, config.train.batch)
     step()
     start = time.perf_counter()

@@ -50,7 +50,7 @@ def measure(case: Case, rates: Roofline, device: torch.device, repeats: int) -> 
     shape, gpu = case.shape, device.type == "cuda"
     config = ClassifierConfig(format="fp8", weight_decay=DECAY, chunk_labels=1024 if case.workspace == 0 else 0)
     room, host_room = case.cap - case.workspace, sys.maxsize if gpu else None
-    plan = plan_chunks(shape.labels, shape.dim, config, device_room=room, host_room=host_room)
+    plan = plan_chunks(shape.labels, shape.dim, config, device=device, device_room=room, host_room=host_room)
     streamed = sum(layout.bytes for layout, place in zip(plan.layouts, plan.places, strict=True) if place != DEVICE)
     if gpu:
         torch.cuda.empty_cache()

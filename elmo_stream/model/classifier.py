@@ -62,7 +62,7 @@ class ChunkedClassifier:
         if dim % 16:
             raise UserError(f"The embedding has {dim} features; the classifier needs a multiple of 16.")
         self.num_labels, self.dim = num_labels, dim
-        self.plan = plan or plan_chunks(num_labels, dim, config)
+        self.plan = plan or plan_chunks(num_labels, dim, config, device=device)
         self._config, self._seed = config, seed
         self._loss = LOSSES[config.loss]
         self._prior = self._loss.prior(min(max(prior, MIN_PRIOR), 0.5))

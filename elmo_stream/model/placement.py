@@ -8,14 +8,14 @@ spread evenly among the resident ones, so that transfers go on while resident ch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elmo_kernels import BLOCK_LABELS
+import torch
+from elmo_kernels import BLOCK_LABELS, preferred_chunk_labels
 
 from elmo_stream.config import ClassifierConfig
 from elmo_stream.model.chunk_layout import ChunkLayout, chunk_layouts
 
 DEVICE, PINNED, MAPPED = "device", "pinned", "mapped"
-# At 768 FP8 features a chunk of this size stays in the L2 cache of a large GPU together with its logits.
-DEFAULT_CHUNK_LABELS = 32 * BLOCK_LABELS
+CPU = torch.device("cpu")
 STAGING_BUFFERS = 3
 """One being filled, one computed, one written back."""
 
@@ -47,23 +47,31 @@ class ChunkPlan:
 
 
 def chunk_size(chunk_labels: int) -> int:
-    """Labels of a chunk for a configured number: whole blocks; 0 chooses."""
-    return -(-(chunk_labels or DEFAULT_CHUNK_LABELS) // BLOCK_LABELS) * BLOCK_LABELS
+    """Labels of a chunk for a number that was asked for: whole blocks."""
+    return -(-chunk_labels // BLOCK_LABELS) * BLOCK_LABELS
 
 
 def plan_chunks(
-    num_labels: int, dim: int, config: ClassifierConfig, *, device_room: int | None = None, host_room: int | None = None
+    num_labels: int,
+    dim: int,
+    config: ClassifierConfig,
+    *,
+    device: torch.device = CPU,
+    device_room: int | None = None,
+    host_room: int | None = None,
 ) -> ChunkPlan:
     """Place the chunks so that as many as possible stay on the device; whether that fits is for the caller to see.
 
     Where even the staging buffers have no room, all chunks are streamed: the leanest plan.
 
     Args:
+        device: chooses the labels of a chunk where ``config`` does not.
         device_room: bytes for resident chunks and staging buffers in the memory of the device; None is enough for all.
         host_room: bytes of host memory beside a GPU for pinned chunks and the staging buffers of mapped ones; None on a
             CPU, where the host's memory is the device's.
     """
-    layouts = tuple(chunk_layouts(num_labels, dim, config, chunk_size(config.chunk_labels)))
+    labels = chunk_size(config.chunk_labels or preferred_chunk_labels(device, dim))
+    layouts = tuple(chunk_layouts(num_labels, dim, config, labels))
     places = [DEVICE] * len(layouts)
     streamed = [] if device_room is None else _overflow(range(len(layouts)), layouts, device_room)
     mapped = streamed if host_room is None else _overflow(streamed, layouts, host_room)

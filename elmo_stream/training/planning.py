@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from elmo_kernels import BLOCK_LABELS
+from elmo_kernels import BLOCK_LABELS, preferred_chunk_labels, step_bytes, topk_bytes
 from elmo_kernels.types import DIM_MULTIPLE
 
 from elmo_stream.config import Config, LoaderConfig, parse_size
 from elmo_stream.data.index import BOW, StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
 from elmo_stream.model.encoder import Encoder
-from elmo_stream.model.placement import DEFAULT_CHUNK_LABELS, DEVICE, MAPPED, PINNED, ChunkPlan, plan_chunks
+from elmo_stream.model.placement import DEVICE, MAPPED, PINNED, ChunkPlan, plan_chunks
 from elmo_stream.system import free_memory_bytes, resident_bytes
 from elmo_stream.training.encoder_memory import encoder_memory, evaluation_bytes
 from elmo_stream.training.plan import ALWAYS, DISK, EVALUATION_BATCH, HOST, RUN, Plan, Row
@@ -26,8 +26,6 @@ from elmo_stream.training.run import instances_per_epoch
 FREE_SHARE = 0.9
 # Logs, stacks of threads, decoders of the loader, and what Python allocates on the way (measured on Linux).
 SMALL_THINGS = 24 << 20
-# Label blocks whose input gradients a GPU holds at a time, and bytes a logit of its top-k merge.
-GPU_SLAB_BLOCKS, GPU_TOPK_BYTES = 64, 36
 START, CLASSIFIER, BACKWARD = "start", "classifier", "backward"
 EVALUATION, CHECKPOINT, CHECKPOINT_CHUNK = "evaluation", "checkpoint", "its chunks"
 
@@ -92,8 +90,9 @@ def make_plan(
     fixed = [*_process_rows(config, encoder, device), *_encoder_rows(config, encoder, sizes, device, training)]
     fixed += _loader_rows(config, sizes, device, training)
     chosen = config.classifier.chunk_labels
-    tried = [chosen] if chosen else [DEFAULT_CHUNK_LABELS >> shift for shift in range(6)]
-    for chunk_labels in tried:
+    blocks = preferred_chunk_labels(device, encoder.dim) // BLOCK_LABELS
+    halved = [(blocks >> shift) * BLOCK_LABELS for shift in range(blocks.bit_length())]
+    for chunk_labels in [chosen] if chosen else halved:
         rule = replace(config.classifier, chunk_labels=chunk_labels)
         everything = plan_chunks(sizes.labels, encoder.dim, rule)
         rows = [*fixed, *_step_rows(config, everything, device, training)]
@@ -184,21 +183,18 @@ def _step_rows(config: Config, chunks: ChunkPlan, device: torch.device, training
     block = min(labels, BLOCK_LABELS)
     if training:
         keys = "train.batch, classifier.chunk_labels"
-        yield Row("gradient of the logits of one chunk", DEVICE, CLASSIFIER, labels * batch * 4, keys)
-        if device.type == "cuda":
-            slab = min(-(-labels // BLOCK_LABELS), GPU_SLAB_BLOCKS)
-            yield Row("partial sums of the input gradient", DEVICE, CLASSIFIER, slab * batch * dim * 4, "train.batch")
-        else:
-            temporary = block * (4 * dim + 3 * batch) * 4 + 4 * batch * dim * 4
-            yield Row("temporaries of one block of labels", DEVICE, CLASSIFIER, temporary, "train.batch")
+        gradients, temporaries = step_bytes(config.classifier.format, labels, dim, batch, device)
+        yield Row("gradient of the logits of one chunk", DEVICE, CLASSIFIER, gradients, keys)
+        name = "partial sums of the input gradient" if device.type == "cuda" else "temporaries of one block of labels"
+        yield Row(name, DEVICE, CLASSIFIER, temporaries, "train.batch")
         yield Row("checkpoint: one chunk", _host(device), CHECKPOINT_CHUNK, 2 * largest, "classifier.chunk_labels")
     # Random bits are int64, two a weight, with some temporaries.
     fill = largest + block * dim * 8 * 8
     yield Row(
         "first weights or those of a checkpoint: one chunk", _host(device), START, fill, "classifier.chunk_labels"
     )
-    logits = block * EVALUATION_BATCH * (GPU_TOPK_BYTES * 8 if device.type == "cuda" else 4) + 2 * block * dim * 4
-    yield Row("top-k of one block of labels", DEVICE, EVALUATION, logits)
+    candidates = topk_bytes(labels, dim, EVALUATION_BATCH, device)
+    yield Row("top-k of one block of labels", DEVICE, EVALUATION, candidates)
 
 
 def _encoder_rows(

@@ -21,7 +21,7 @@ from elmo_stream.errors import UserError
 from elmo_stream.model.chunk_layout import aligned_memory
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
-from elmo_stream.model.placement import DEFAULT_CHUNK_LABELS, MAPPED, plan_chunks
+from elmo_stream.model.placement import MAPPED, plan_chunks
 from elmo_stream.model.scratch import ScratchFiles
 from elmo_stream.training.optim import build_optimizer
 
@@ -99,7 +99,7 @@ def measure_rates(
         text: usual tokens of an instance, and size of the vocabulary.
         scratch: an existing folder on the disk of the mapped chunks, None where there are none.
     """
-    chunk_labels = min(chunk_labels, DEFAULT_CHUNK_LABELS)
+    chunk_labels = min(chunk_labels, elmo_kernels.preferred_chunk_labels(device, dim))
     labels = BLOCK_LABELS * max(1, min(chunk_labels, PROBE_WEIGHTS // dim) // BLOCK_LABELS)
 
     def chunk_seconds(batch: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elmo_kernels.backends import backend, backend_name
+from elmo_kernels.chunk_size import preferred_chunk_labels
 from elmo_kernels.chunks import dequantize, empty_chunk, make_chunk
 from elmo_kernels.losses import LOSSES
 from elmo_kernels.rounding import random_bits, stream_key
@@ -40,8 +41,11 @@ __all__ = [
     "make_chunk",
     "num_groups",
     "operand",
+    "preferred_chunk_labels",
     "random_bits",
+    "step_bytes",
     "step_scalars",
+    "topk_bytes",
     "topk_merge_",
     "update_",
     "update_with_",
@@ -173,3 +177,14 @@ def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor
     require_tensor("scores_BK", scores_BK, torch.float32, (x_BD.shape[0], scores_BK.shape[1]))
     require_tensor("ids_BK", ids_BK, torch.int64, tuple(scores_BK.shape))
     backend(w.data_LD.device).topk_merge_(scores_BK, ids_BK, w, x_BD)
+
+
+def step_bytes(fmt: str, labels: int, dim: int, batch: int, device: torch.device) -> tuple[int, int]:
+    """Bytes that a step takes for a chunk of a format on a device: the gradients of the logits, and all else."""
+    gradients = labels * batch * _operand_type(fmt, device).itemsize
+    return gradients, backend(device).update_bytes(fmt, labels, dim, batch, device)
+
+
+def topk_bytes(labels: int, dim: int, batch: int, device: torch.device) -> int:
+    """Bytes that ``topk_merge_`` takes for a chunk on a device."""
+    return backend(device).topk_bytes(labels, dim, batch)

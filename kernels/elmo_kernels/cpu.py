@@ -16,7 +16,7 @@ from elmo_kernels import reference
 from elmo_kernels import rounding as rd
 from elmo_kernels import rounding_numba as rn
 from elmo_kernels.numba_jit import compiled
-from elmo_kernels.reference import RowOps, Step
+from elmo_kernels.reference import RowOps, Step, topk_bytes, update_bytes  # noqa: F401 - a backend has them
 from elmo_kernels.types import GROUP_FEATURES, ChunkWeights, Positives
 
 _parallel = partial(compiled, parallel=True)

@@ -253,3 +253,13 @@ def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor
     """See ``elmo_kernels.topk_merge_``."""
     for rows, w_LD in _decoded_blocks(w, ops):
         ops.merge_(scores_BK, ids_BK, torch.mm(x_BD, w_LD.T), w.label_offset + rows.start)
+
+
+def update_bytes(fmt: str, labels: int, dim: int, batch: int, device: torch.device) -> int:
+    """Bytes of the temporaries of ``logit_grad`` and ``update_``, whatever the format: those of a label block."""
+    return 4 * (min(labels, BLOCK_LABELS) * (4 * dim + 3 * batch) + 4 * batch * dim)
+
+
+def topk_bytes(labels: int, dim: int, batch: int) -> int:
+    """Bytes of the temporaries of ``topk_merge_``: those of a label block."""
+    return 4 * min(labels, BLOCK_LABELS) * (batch + 2 * dim)

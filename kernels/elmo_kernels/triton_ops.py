@@ -115,6 +115,18 @@ def logit_grad(
     return g_LB, torch.cat([part for part in sums if part is not None]).sum(dtype=torch.float64) if want_loss else None
 
 
+def _update_slab(dim: int, batch: int) -> int:
+    """Label blocks whose input gradients are held at a time."""
+    return max(1, SLAB_BYTES // (4 * batch * dim))
+
+
+def update_bytes(fmt: str, labels: int, dim: int, batch: int, device: torch.device) -> int:
+    """Bytes of the temporaries of ``update_``."""
+    blocks = min(_tiles(labels, BLOCK_LABELS), _update_slab(dim, batch))
+    groups = _tiles(dim, mend_tiles(fmt, batch, _capability(device))["TILE_D"])
+    return blocks * (4 * batch * dim + groups * BLOCK_LABELS)
+
+
 def update_(
     w: ChunkWeights, g_LB: Tensor, x_BD: Tensor, dx_BD: Tensor, *, scalars: Tensor, rounding: str, flags: Tensor
 ) -> None:
@@ -124,7 +136,7 @@ def update_(
     mend, common = mend_tiles(w.fmt, batch, capability), {"STOCHASTIC": rounding == "stochastic", **_format(w)}
     keys_D, groups = _feature_keys(dim, x_BD.device), _tiles(dim, mend["TILE_D"])
     head = 0 if w.comp_HD is None else w.comp_HD.shape[0]
-    slab = max(1, SLAB_BYTES // (4 * batch * dim))
+    slab = _update_slab(dim, batch)
     partial_NBD = dx_BD.new_empty(min(_tiles(labels, BLOCK_LABELS), slab), batch, dim)
     skipped_NGL = partial_NBD.new_empty(len(partial_NBD), groups, BLOCK_LABELS, dtype=torch.int8)
     for start in range(0, labels, slab * BLOCK_LABELS):
@@ -160,10 +172,20 @@ def _add_partials_(dx_BD: Tensor, partial_NBD: Tensor, count: int) -> None:
     )
 
 
+def _topk_slab(batch: int) -> int:
+    """Labels whose candidates are held at a time."""
+    return max(1, SLAB_BYTES // (8 * batch * BLOCK_LABELS)) * BLOCK_LABELS
+
+
+def topk_bytes(labels: int, dim: int, batch: int) -> int:
+    """Bytes of the temporaries of ``topk_merge_``."""
+    return 8 * batch * min(_topk_slab(batch), labels)
+
+
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor) -> None:
     """See ``elmo_kernels.topk_merge_``."""
     labels, (batch, k) = w.data_LD.shape[0], scores_BK.shape
-    slab = max(1, SLAB_BYTES // (8 * batch * BLOCK_LABELS)) * BLOCK_LABELS
+    slab = _topk_slab(batch)
     stages = max(MIN_STAGES_K, (k - 1).bit_length())
     key_BL = ids_BK.new_empty(batch, min(slab, labels))
     for start in range(0, labels, slab):
