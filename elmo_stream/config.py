@@ -75,6 +75,9 @@ class ClassifierConfig:
         high=1.0,
     )
     loss: str = _key("bce", "loss per label", choices=("bce", "squared_hinge"))
+    fp8_logits: bool = _key(
+        False, "multiply fp8 weights by embeddings rounded to FP8 for the logits of training, on a GPU from sm_89 on"
+    )
     chunk_labels: int = _key(0, "labels per chunk, rounded up to a multiple of 1,024; 0 chooses", low=0)
     weight_decay: float = _key(1e-4, "decay of the classifier's weights", low=0.0, high=1.0)
     init_std: float = _key(0.02, "standard deviation of the initial weights", low=1e-6, high=1.0)
@@ -353,5 +356,7 @@ def _check_together(config: Config) -> None:
     kahan = config.classifier.rounding == "kahan" or config.classifier.kahan_head > 0
     if config.classifier.format == "fp32" and kahan:
         raise UserError("classifier.rounding: kahan and classifier.kahan_head need classifier.format bf16 or fp8.")
+    if config.classifier.fp8_logits and config.classifier.format != "fp8":
+        raise UserError("classifier.fp8_logits needs classifier.format fp8; set it to false.")
     if config.checkpoint.every_steps == 0 and config.checkpoint.every_minutes == 0:
         raise UserError("checkpoint.every_steps and checkpoint.every_minutes are both 0; set one of them.")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli_helpers import assert_refused, run_cli
 
@@ -68,6 +69,13 @@ def test_evaluate_gives_the_contracts_json(run: Path, tmp_path: Path) -> None:
     assert set(value["metrics"]) == {f"{name}@{k}" for name in ("P", "nDCG", "PSP", "PSnDCG", "R") for k in (1, 5)}
     assert all(0 <= metric <= 1 for metric in value["metrics"].values())
     assert json.loads(run_cli("evaluate", run, "--k", "1,5", "--json").stdout) == value
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
+def test_fp8_logits_without_a_gpu_are_refused_before_anything_is_written(store: Path, tmp_path: Path) -> None:
+    result = run_cli("train", store, "--out", tmp_path / "run", "--set", "classifier.fp8_logits=true")
+    assert_refused(result, "classifier.fp8_logits needs a GPU")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_is_laid_out_as_promised(run: Path) -> None:

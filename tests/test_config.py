@@ -47,6 +47,7 @@ def test_overrides_win_over_the_file_and_words_need_no_quotes(tmp_path: Path) ->
         ("encoder.dropout=nan", "encoder.dropout"),
         ("encoder.dropout=1.5", "encoder.dropout"),
         ("classifier.format=fp4", "classifier.format"),
+        ("classifier.fp8_logits=1", "classifier.fp8_logits"),
         ("classifier.loss=softmax", "classifier.loss"),
         ("optimizer.classifier_lr=inf", "optimizer.classifier_lr"),
         ("checkpoint.keep=1", "checkpoint.keep"),

@@ -43,8 +43,11 @@ ARGUMENT_TYPES = {
     "label_offset": "i64",
     "prior": "fp32",
     "comp_ptr": "*i16",
-    "exponent_ptr": "*i8",
+    **dict.fromkeys(("exponent_ptr", "instance_exponent_ptr"), "*i8"),
+    "code_ptr": "*u8",
+    "value_ptr": "*bf16",
 }
+FP8_LOGITS, FP8_ARCH = "fp8 logits", 89
 MULTIPLES_OF_16 = ("L", "B", "LABELS", "size", "label_offset")
 FLOATING = re.compile(r"F(ADD|MUL|FMA|MNMX|SEL|SETP|CHK)|MUFU|F2F|I2F|F2I")
 INTEGER = re.compile(r"LOP|SHF|PRMT|I?MAD|IADD|VIADD|LEA|VIMNMX|IMNMX|ISETP|SEL|MOV|SGXT|F2FP|POPC|IABS|LOP3|I2I")
@@ -64,6 +67,8 @@ class Variant:
         kernel = getattr(triton_update, self.kernel, None) or getattr(triton_logits, self.kernel)
         operand = "*fp32" if self.fmt == "fp32" else "*bf16"
         types = {**ARGUMENT_TYPES, "data_ptr": DATA_TYPES[self.fmt], "x_ptr": operand, "g_ptr": operand}
+        if FP8_LOGITS in self.name:
+            types["x_ptr"] = "*u8"
         options = {name: value for name, value in self.constants.items() if name not in kernel.arg_names}
         constants = {name: self.constants.get(name) for name in kernel.arg_names if name not in types}
         constants |= {name: None for name in self._absent() if name in kernel.arg_names}
@@ -79,6 +84,7 @@ class Variant:
 
     def _absent(self) -> list[str]:
         absent = [] if self.fmt == "fp8" else ["exponent_ptr"]
+        absent += [] if FP8_LOGITS in self.name else ["instance_exponent_ptr"]
         absent += [] if "kahan" in self.name else ["comp_ptr"]
         absent += [] if self.constants.get("WANT_LOSS") else ["loss_ptr"]
         if self.kernel == "update_kernel" and not self.constants["FUSED"]:
@@ -102,6 +108,10 @@ def variants(arch: int, batches: list[int]) -> Iterator[Variant]:
         bce, hinge = ({"LOSS": loss, "WANT_LOSS": loss != "bce", **common} for loss in ("bce", "squared_hinge"))
         yield Variant("slope_kernel", fmt, "bce", {**bce, **tiles})
         yield Variant("slope_kernel", fmt, "hinge, masked", {**hinge, **tiles, "EVEN": False})
+        if fmt == "fp8" and arch >= FP8_ARCH:
+            yield Variant("fp8_operand_kernel", fmt, "", {"D": DIM, "TILE": 1 << (DIM - 1).bit_length(), **flat})
+            yield Variant("slope_kernel", fmt, f"bce, {FP8_LOGITS}", {**bce, **tiles})
+            yield Variant("slope_kernel", fmt, f"hinge, {FP8_LOGITS}, masked", {**hinge, **tiles, "EVEN": False})
         yield Variant("candidate_kernel", fmt, "", {**common, **tiles})
         positive = {"TILE_P": config.TILE_P, "TILE_D": tiles["TILE_D"], **flat}
         yield Variant("positive_kernel", fmt, "bce", {**bce, **positive})

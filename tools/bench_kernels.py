@@ -38,8 +38,6 @@ TINY_SHAPES = [Shape(1300, 80, 5)]
 FITS_SHARE = 0.6
 """Share of the free memory that weights may take; the rest is for what an operation needs."""
 TOP_K = 100
-CHUNK_LABELS = 32 * ek.BLOCK_LABELS
-"""Labels of a chunk of the single operations; the step chooses its own."""
 KAHAN_BYTES = 2
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0 + 1.0 / ek.GROUP_FEATURES}
 
@@ -63,13 +61,14 @@ class Bench:
         self.scalars = ek.step_scalars(device, lr=LR, weight_decay=DECAY, seed=SEED, step=1)
         self.flags = torch.zeros(2, dtype=torch.int64, device=device)
         head = int(kahan_head * shape.labels)
+        size = ek.preferred_chunk_labels(device, shape.dim)
         self.chunks = [
             ek.make_chunk(
                 fmt, last - first, shape.dim, first,
                 seed=SEED, std=STD, kahan_rows=max(0, min(last, head) - first), device=device,
             )
-            for first in range(0, shape.labels, CHUNK_LABELS)
-            for last in [min(first + CHUNK_LABELS, shape.labels)]
+            for first in range(0, shape.labels, size)
+            for last in [min(first + size, shape.labels)]
         ]  # fmt: skip
         # Chunks of a size share a gradient: held for every label, it would not fit.
         self.gradients = {len(chunk.data_LD): self._gradient(chunk) for chunk in self.chunks[-2:]}

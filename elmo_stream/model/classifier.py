@@ -120,9 +120,10 @@ class ChunkedClassifier:
     def _step_(self, x_BD: Tensor, dx_BD: Tensor, positives: Any, *, want_loss: bool = False) -> Tensor | None:
         """All chunks, with what ``_scalars`` holds; adds to dx_BD."""
         total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
+        x = elmo_kernels.fp8_operand(x_BD) if self._config.fp8_logits else x_BD
         for chunk in self._chunks.walk(changed=True):
             g_LB, loss = elmo_kernels.logit_grad(
-                chunk, x_BD, positives, loss=self._config.loss, prior=self._prior, want_loss=want_loss
+                chunk, x, positives, loss=self._config.loss, prior=self._prior, want_loss=want_loss
             )
             if total is not None and loss is not None:
                 total += loss

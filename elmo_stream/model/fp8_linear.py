@@ -9,24 +9,27 @@ import logging
 import torch
 from torch import nn
 
+from elmo_stream.config import Config
 from elmo_stream.errors import UserError
 
 _MULTIPLE = 16
 _LEAST_CAPABILITY = (8, 9)
 
 
-def require_fp8(device: torch.device) -> None:
-    """Refuse a device that cannot multiply in FP8.
+def require_fp8(config: Config, device: torch.device) -> None:
+    """Refuse to train on a device that cannot multiply in FP8 what the configuration wants multiplied so.
 
     Raises:
-        UserError: no CUDA GPU, one before sm_89, or torchao is not installed.
+        UserError: no CUDA GPU, one before sm_89, or the encoder needs torchao, which is not installed.
     """
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+    wanted = {"encoder.format: fp8": "bf16"} if config.encoder.format == "fp8" else {}
+    if config.classifier.fp8_logits:
+        wanted["classifier.fp8_logits"] = "false"
+    if wanted and (device.type != "cuda" or torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-        raise UserError(
-            f"encoder.format: fp8 needs a GPU of compute capability 8.9 or newer, {name} is none; set it to bf16."
-        )
-    if importlib.util.find_spec("torchao") is None:
+        key, instead = next(iter(wanted.items()))
+        raise UserError(f"{key} needs a GPU of compute capability 8.9 or newer, {name} is none; set it to {instead}.")
+    if config.encoder.format == "fp8" and importlib.util.find_spec("torchao") is None:
         raise UserError("encoder.format: fp8 needs torchao: pip install torchao; or set it to bf16.")
 
 

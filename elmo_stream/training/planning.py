@@ -187,6 +187,8 @@ def _step_rows(config: Config, chunks: ChunkPlan, device: torch.device, training
         yield Row("gradient of the logits of one chunk", DEVICE, CLASSIFIER, gradients, keys)
         name = "partial sums of the input gradient" if device.type == "cuda" else "temporaries of one block of labels"
         yield Row(name, DEVICE, CLASSIFIER, temporaries, "train.batch")
+        if config.classifier.fp8_logits:
+            yield Row("embeddings in FP8", DEVICE, CLASSIFIER, batch * (3 * dim + 1), "classifier.fp8_logits")
         yield Row("checkpoint: one chunk", _host(device), CHECKPOINT_CHUNK, 2 * largest, "classifier.chunk_labels")
     # Random bits are int64, two a weight, with some temporaries.
     fill = largest + block * dim * 8 * 8

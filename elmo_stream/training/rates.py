@@ -175,7 +175,8 @@ def one_chunk_step(config: Config, dim: int, device: torch.device, labels: int, 
 
     def step() -> None:
         scalars = elmo_kernels.step_scalars(device, lr=1e-3, weight_decay=rule.weight_decay, seed=0, step=0)
-        g_LB, _ = elmo_kernels.logit_grad(chunk, operand, positives, loss=rule.loss, prior=-5.0)
+        x = elmo_kernels.fp8_operand(operand) if rule.fp8_logits else operand
+        g_LB, _ = elmo_kernels.logit_grad(chunk, x, positives, loss=rule.loss, prior=-5.0)
         elmo_kernels.update_with_(chunk, g_LB, operand, dx_BD, scalars=scalars, rounding=rounding, flags=flags)
 
     return step

@@ -76,8 +76,7 @@ def train(
         LockedError: another process trains in ``out``.
     """
     prepare_torch(config.threads)
-    if config.encoder.format == "fp8":
-        require_fp8(device_of_run())
+    require_fp8(config, device_of_run())
     index = StoreIndex.load(store)
     check_files(store / "tokenizer", index.tokenizer.files)
     start = WarmStart(init_from, store, index, config, report) if init_from is not None else None
@@ -203,11 +202,11 @@ class _Trainer:
 
     def _allocate(self) -> None:
         """Everything large, at the places of the plan; a new run exists from then on."""
+        require_fp8(self.config, self.device)
         self.encoder.to(self.device)
         self.classifier = make_classifier(self.run, self.plan, self._weights, self.device)
         self._open.callback(self.classifier.close)
         if self.config.encoder.format == "fp8":
-            require_fp8(self.device)
             use_fp8_(self.encoder.body)
         self.optimizer = build_optimizer(self.encoder, self.config.optimizer, rounding=self.config.encoder.rounding)
         if self._checkpoint is not None:

@@ -19,11 +19,13 @@ from elmo_kernels.types import (
     GROUP_FEATURES,
     ROUNDINGS,
     ChunkWeights,
+    Fp8Operand,
     Positives,
     num_groups,
     require_choice,
     require_chunk,
     require_tensor,
+    values,
 )
 
 __all__ = [
@@ -33,10 +35,12 @@ __all__ = [
     "LOSSES",
     "ROUNDINGS",
     "ChunkWeights",
+    "Fp8Operand",
     "Positives",
     "backend_name",
     "dequantize",
     "empty_chunk",
+    "fp8_operand",
     "logit_grad",
     "make_chunk",
     "num_groups",
@@ -64,9 +68,19 @@ def operand(x_BD: Tensor, fmt: str) -> Tensor:
     return x_BD.to(_operand_type(fmt, x_BD.device)).contiguous()
 
 
+def fp8_operand(x_BD: Tensor) -> Fp8Operand:
+    """Embeddings, from ``operand``, rounded to E4M3 for products with fp8 weights; once a step, for all chunks.
+
+    An instance has one power-of-two exponent, which its largest magnitude decides as in a group of weights: nearest,
+    ties to even, and nothing below 28,672 saturates. NaN stays NaN.
+    """
+    require_tensor("x_BD", x_BD, _operand_type("fp8", x_BD.device), tuple(x_BD.shape))
+    return backend(x_BD.device).fp8_operand(x_BD)
+
+
 def logit_grad(
     w: ChunkWeights,
-    x_BD: Tensor,
+    x: Tensor | Fp8Operand,
     positives: Positives,
     *,
     loss: str,
@@ -79,21 +93,26 @@ def logit_grad(
     them to bf16).
 
     Args:
-        x_BD: embeddings, from ``operand``.
+        x: embeddings (B, D), from ``operand``; or from ``fp8_operand``, for fp8 weights alone: then logits are those of
+            the rounded embeddings, from FP8 tensor cores on a GPU, ``sum over groups of features of 2**(exponents of
+            weights and instance) * (product of the codes)`` in FP32.
         positives: of the whole batch; those of other chunks touch nothing.
         loss: a key of ``LOSSES``. prior: added to every logit; see ``Loss.prior``.
         want_loss: also return the loss, which costs a pass over the logits.
 
     Returns:
-        g_LB in the type of x_BD, and the summed loss of the chunk as a float64 scalar tensor, or None.
+        g_LB in the type of ``operand``, and the summed loss of the chunk as a float64 scalar tensor, or None.
 
     Raises:
         ValueError: for an unknown loss or tensors that do not fit.
     """
     require_chunk(w)
     require_choice("loss", loss, tuple(LOSSES))
+    x_BD = values(x)
     require_tensor("x_BD", x_BD, _operand_type(w.fmt, w.data_LD.device), (x_BD.shape[0], w.data_LD.shape[1]))
-    return backend(w.data_LD.device).logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss)
+    if isinstance(x, Fp8Operand) and w.fmt != "fp8":
+        raise ValueError(f"embeddings in FP8 and weights in {w.fmt}; give embeddings from operand().")
+    return backend(w.data_LD.device).logit_grad(w, x, positives, loss=loss, prior=prior, want_loss=want_loss)
 
 
 def step_scalars(

@@ -16,8 +16,8 @@ from elmo_kernels import reference
 from elmo_kernels import rounding as rd
 from elmo_kernels import rounding_numba as rn
 from elmo_kernels.numba_jit import compiled
-from elmo_kernels.reference import RowOps, Step, topk_bytes, update_bytes  # noqa: F401 - a backend has them
-from elmo_kernels.types import GROUP_FEATURES, ChunkWeights, Positives
+from elmo_kernels.reference import RowOps, Step, fp8_operand, topk_bytes, update_bytes  # noqa: F401 - a backend has them
+from elmo_kernels.types import GROUP_FEATURES, ChunkWeights, Fp8Operand, Positives
 
 _parallel = partial(compiled, parallel=True)
 _ZERO, _INF, _INF_BITS = np.float32(0), np.float32(np.inf), np.uint32(rd.FP32_INF)
@@ -241,10 +241,10 @@ ROWS = RowOps(decode=_decode, update_=_update, merge_=_merge_, normal=_normal_ro
 
 
 def logit_grad(
-    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float, want_loss: bool
+    w: ChunkWeights, x: Tensor | Fp8Operand, positives: Positives, *, loss: str, prior: float, want_loss: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
-    return reference.logit_grad(w, x_BD, positives, loss=loss, prior=prior, want_loss=want_loss, ops=ROWS)
+    return reference.logit_grad(w, x, positives, loss=loss, prior=prior, want_loss=want_loss, ops=ROWS)
 
 
 def update_(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elmo_kernels import rounding as rd
 from elmo_kernels.losses import LOSSES, target_slope, target_value
-from elmo_kernels.types import BLOCK_LABELS, GROUP_FEATURES, ChunkWeights, Positives
+from elmo_kernels.types import BLOCK_LABELS, GROUP_FEATURES, ChunkWeights, Fp8Operand, Positives, values
 
 Rule = Callable[[Tensor], Tensor]
 """Float32 values to their codes."""
@@ -200,9 +200,18 @@ def _block_scratch(w: ChunkWeights) -> Tensor:
     return torch.empty(min(labels, BLOCK_LABELS), dim, device=w.data_LD.device)
 
 
+def fp8_operand(x_BD: Tensor) -> Fp8Operand:
+    """See ``elmo_kernels.fp8_operand``."""
+    x = x_BD.float()
+    exponent_B = rd.fp8_exponent(x.abs().nan_to_num(0.0).amax(1))
+    code_BD = rd.fp8_nearest(x * rd.power_of_two(-exponent_B)[:, None])
+    value_BD = (rd.fp8_value(code_BD) * rd.power_of_two(exponent_B)[:, None]).to(x_BD.dtype)
+    return Fp8Operand(value_BD, code_BD.to(torch.uint8), exponent_B.to(torch.int8))
+
+
 def logit_grad(
     w: ChunkWeights,
-    x_BD: Tensor,
+    x: Tensor | Fp8Operand,
     positives: Positives,
     *,
     loss: str,
@@ -211,7 +220,7 @@ def logit_grad(
     ops: RowOps = ROWS,
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
-    table = LOSSES[loss]
+    table, x_BD = LOSSES[loss], values(x)
     g_LB = x_BD.new_empty(w.data_LD.shape[0], x_BD.shape[0])
     total = torch.zeros((), dtype=torch.float64, device=x_BD.device) if want_loss else None
     for rows, w_LD in _decoded_blocks(w, ops):

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from elmo_kernels import rounding_triton as rt
 from elmo_kernels import triton_tiles as tt
 
 NO_LABEL = tl.constexpr(0xFFFFFFFF)
@@ -54,14 +55,62 @@ def _logits(
 
 
 @triton.jit
+def _fp8_logits(
+    data_ptr, exponent_ptr, code_ptr, instance_exponent_ptr, first, L, B, D: tl.constexpr, DOT_FP32: tl.constexpr,
+    TILE_L: tl.constexpr, TILE_B: tl.constexpr, TILE_D: tl.constexpr, EVEN: tl.constexpr,
+):  # pragma: no cover  # fmt: skip
+    """As ``_logits``, with the codes of weights and embeddings as operands; scaled in FP32, by powers of two."""
+    data_ptr += first * D
+    exponent_ptr += first * ((D + tt.GROUP - 1) // tt.GROUP)
+    row, instance = tl.arange(0, TILE_L), tl.program_id(1) * TILE_B + tl.arange(0, TILE_B)
+    inside_row, inside_b = row < L - first, instance < B
+    z = tl.zeros((TILE_L, TILE_B), tl.float32)
+    for start in range(0, D, TILE_D):
+        col = start + tl.arange(0, TILE_D)
+        w = tt.load(data_ptr + row[:, None] * D + col[None, :], inside_row[:, None] & (col < D)[None, :], EVEN)
+        x = tt.load(code_ptr + instance[None, :] * D + col[:, None], (col < D)[:, None] & inside_b[None, :], EVEN)
+        exponent = tt.load(tt.exponent_place(exponent_ptr, row, start, D), inside_row, EVEN).to(tl.int32)
+        z += tt.fp8_dot(w, x, DOT_FP32) * rt.power_of_two(exponent)[:, None]
+    return z * rt.power_of_two(tt.load(instance_exponent_ptr + instance, inside_b, EVEN).to(tl.int32))[None, :]
+
+
+@triton.jit
+def fp8_operand_kernel(
+    x_ptr, value_ptr, code_ptr, exponent_ptr, D: tl.constexpr, TILE: tl.constexpr
+):  # pragma: no cover
+    """Round an instance to E4M3; TILE holds its features."""
+    instance, col = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    place, inside = instance * D + col, col < D
+    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    is_number = x == x
+    x = rt.mend_fp8(tl.where(is_number, x, 0.0))
+    exponent = rt.fp8_exponent(tl.max(rt.magnitude_bits(x), 0))
+    placed = rt.fp8_nearest(x * rt.power_of_two(-exponent))
+    value = rt.fp8_kept(placed) * rt.power_of_two(exponent - rt.FP8_SHIFT)
+    tl.store(value_ptr + place, tl.where(is_number, value, float("nan")), mask=inside)
+    tl.store(code_ptr + place, tl.where(is_number, rt.fp8_code(placed, False), 0x7F).to(tl.uint8), mask=inside)
+    tl.store(exponent_ptr + instance, exponent.to(tl.int8))
+
+
+@triton.jit
 def slope_kernel(
-    data_ptr, exponent_ptr, x_ptr, g_ptr, loss_ptr, prior, L, B,
+    data_ptr, exponent_ptr, x_ptr, instance_exponent_ptr, g_ptr, loss_ptr, prior, L, B,
     D: tl.constexpr, FMT: tl.constexpr, LOSS: tl.constexpr, WANT_LOSS: tl.constexpr, DOT_FP32: tl.constexpr,
     TILE_L: tl.constexpr, TILE_B: tl.constexpr, TILE_D: tl.constexpr, EVEN: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
-    """g_LB: gradients as if all pairs were negatives. loss: the sum of a tile."""
+    """g_LB: gradients as if all pairs were negatives. loss: the sum of a tile.
+
+    With instance_exponent, x are codes of E4M3, as the weights are.
+    """
     first = tl.program_id(0).to(tl.int64) * TILE_L
-    z = _logits(data_ptr, exponent_ptr, x_ptr, first, L, B, D, FMT, DOT_FP32, TILE_L, TILE_B, TILE_D, EVEN) + prior
+    if instance_exponent_ptr is not None:
+        z = _fp8_logits(
+            data_ptr, exponent_ptr, x_ptr, instance_exponent_ptr, first, L, B, D, DOT_FP32,
+            TILE_L, TILE_B, TILE_D, EVEN,
+        )  # fmt: skip
+    else:
+        z = _logits(data_ptr, exponent_ptr, x_ptr, first, L, B, D, FMT, DOT_FP32, TILE_L, TILE_B, TILE_D, EVEN)
+    z += prior
     row, instance = tl.arange(0, TILE_L), tl.program_id(1) * TILE_B + tl.arange(0, TILE_B)
     inside = (row < L - first)[:, None] & (instance < B)[None, :]
     tt.store(g_ptr + first * B + row[:, None] * B + instance[None, :], _slope(z, LOSS), inside, EVEN)

@@ -27,7 +27,7 @@ from elmo_kernels.triton_config import (
     mend_tiles,
     update_tiles,
 )
-from elmo_kernels.types import BLOCK_LABELS, ChunkWeights, Positives
+from elmo_kernels.types import BLOCK_LABELS, ChunkWeights, Fp8Operand, Positives, values
 
 SLAB_BYTES = 1 << 25
 """Input gradients of label blocks, or candidates of a top-k, that are held at a time."""
@@ -89,10 +89,23 @@ def _logit_launch(w: ChunkWeights, rows: int, batch: int) -> tuple[tuple[int, in
     return grid, {**_format(w), **launch, "EVEN": _even(launch, rows, batch, w.data_LD.shape[1])}
 
 
+def fp8_operand(x_BD: Tensor) -> Fp8Operand:
+    """See ``elmo_kernels.fp8_operand``."""
+    batch, dim = x_BD.shape
+    code_BD, exponent_B = x_BD.new_empty(batch, dim, dtype=torch.uint8), x_BD.new_empty(batch, dtype=torch.int8)
+    rounded = Fp8Operand(torch.empty_like(x_BD), code_BD, exponent_B)
+    triton_logits.fp8_operand_kernel[(batch,)](
+        x_BD, *rounded, D=dim, TILE=1 << (dim - 1).bit_length(), **flat_options()
+    )
+    return rounded
+
+
 def logit_grad(
-    w: ChunkWeights, x_BD: Tensor, positives: Positives, *, loss: str, prior: float, want_loss: bool
+    w: ChunkWeights, x: Tensor | Fp8Operand, positives: Positives, *, loss: str, prior: float, want_loss: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See ``elmo_kernels.logit_grad``."""
+    x_BD = values(x)
+    operand, exponent_B = (x.code_BD, x.exponent_B) if isinstance(x, Fp8Operand) else (x_BD, None)
     labels, batch, count = w.data_LD.shape[0], x_BD.shape[0], positives.label_P.shape[0]
     g_LB = x_BD.new_empty(labels, batch)
     sums: list[Tensor | None] = []
@@ -100,7 +113,7 @@ def logit_grad(
         grid, launch = _logit_launch(w, last - first, batch)
         sums.append(torch.empty(grid[0] * grid[1], device=x_BD.device) if want_loss else None)
         triton_logits.slope_kernel[grid](
-            _from(w.data_LD, first), _from(w.exponent_LG, first), x_BD, g_LB[first:], sums[-1],
+            _from(w.data_LD, first), _from(w.exponent_LG, first), operand, exponent_B, g_LB[first:], sums[-1],
             prior, last - first, batch, LOSS=loss, WANT_LOSS=want_loss, **launch,
         )  # fmt: skip
     if count:

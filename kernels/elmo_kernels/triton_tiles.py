@@ -103,3 +103,14 @@ def dot(a, b, total, DOT_FP32: tl.constexpr):  # pragma: no cover
     else:
         total = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
     return total
+
+
+@triton.jit
+def fp8_dot(a, b, DOT_FP32: tl.constexpr):  # pragma: no cover
+    """``a b`` of E4M3 codes with FP32 accumulation."""
+    if DOT_FP32:
+        scale: tl.constexpr = 2.0**-rt.FP8_SHIFT
+        total = tl.dot(rt.fp8_placed(a) * scale, rt.fp8_placed(b) * scale, input_precision="ieee")
+    else:
+        total = tl.dot(a.to(tl.float8e4nv, bitcast=True), b.to(tl.float8e4nv, bitcast=True))
+    return total

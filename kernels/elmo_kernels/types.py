@@ -5,7 +5,7 @@ compensation, P positives, K top-k.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +61,22 @@ class Positives(Protocol):
     def weight_P(self) -> Tensor: ...
     @property
     def block_ptr(self) -> Tensor: ...
+
+
+class Fp8Operand(NamedTuple):
+    """Embeddings in E4M3, ``value_BD = value of code_BD * 2**exponent_B``, from ``elmo_kernels.fp8_operand``.
+
+    value_BD has the type of ``elmo_kernels.operand``, which holds it exactly; code_BD is uint8, exponent_B int8.
+    """
+
+    value_BD: Tensor
+    code_BD: Tensor
+    exponent_B: Tensor
+
+
+def values(x: Tensor | Fp8Operand) -> Tensor:
+    """Embeddings as numbers."""
+    return x.value_BD if isinstance(x, Fp8Operand) else x
 
 
 def num_groups(dim: int) -> int:

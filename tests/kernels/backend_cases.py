@@ -95,6 +95,14 @@ def run_case(case: Case, device: str = "cpu") -> dict[str, Tensor]:
     x_BD, positives = ek.operand(inputs["x_BD"], case.fmt), SimpleNamespace(**inputs)
     g_LB, loss = ek.logit_grad(w, x_BD, positives, loss=case.loss, prior=PRIOR, want_loss=True)
     assert loss is not None
+    rounded: dict[str, Tensor] = {}
+    if case.fmt == "fp8":
+        x = ek.fp8_operand(x_BD)
+        rounded = x._asdict()
+    if case.fmt == "fp8" and device == "cpu":  # a GPU before sm_89 has no such products
+        fp8_g_LB, fp8_loss = ek.logit_grad(w, x, positives, loss=case.loss, prior=PRIOR, want_loss=True)
+        assert fp8_loss is not None
+        rounded |= {"fp8_g_LB": fp8_g_LB, "fp8_loss": fp8_loss}
     scores_BK = torch.full((3, 7), -torch.inf, device=device)
     ids_BK = torch.full((3, 7), -1, device=device)
     ek.topk_merge_(scores_BK, ids_BK, w, x_BD[:3])
@@ -105,7 +113,7 @@ def run_case(case: Case, device: str = "cpu") -> dict[str, Tensor]:
         lr=0.3, weight_decay=0.01, rounding=case.rounding, seed=-3, step=1 << 40, flags=flags,
     )  # fmt: skip
     out = {"g_LB": g_LB, "loss": loss, "dx_BD": dx_BD, "flags": flags, "scores_BK": scores_BK, "ids_BK": ids_BK}
-    return {name: tensor.cpu() for name, tensor in {**out, **_parts(w)}.items()}
+    return {name: tensor.cpu() for name, tensor in {**out, **rounded, **_parts(w)}.items()}
 
 
 def _parts(w: ek.ChunkWeights) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 HERE = Path(__file__).parent
-SAME_BYTES = ("data_LD", "exponent_LG", "comp_HD", "flags", "ids_BK")
+SAME_BYTES = ("code_BD", "exponent_B", "data_LD", "exponent_LG", "comp_HD", "flags", "ids_BK")
 POSITIVES = ("label_P", "instance_P", "weight_P", "block_ptr")
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux only")

@@ -40,6 +40,7 @@ def _weights(classifier: ChunkedClassifier) -> torch.Tensor:
         {"format": "fp8"},
         {"format": "bf16", "rounding": "kahan"},
         {"format": "fp8", "kahan_head": 0.3},
+        {"format": "fp8", "fp8_logits": True},
     ],
 )
 def test_chunk_size_changes_no_bit(keys: dict[str, object]) -> None:
@@ -53,6 +54,16 @@ def test_chunk_size_changes_no_bit(keys: dict[str, object]) -> None:
     assert len({len(_classifier(chunk_labels=size).plan.layouts) for size in (1000, 4096, LABELS)}) == 3
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_fp8_logits_change_the_steps_and_not_the_top_k() -> None:
+    exact, rounded = (_classifier(format="fp8", fp8_logits=chosen) for chosen in (False, True))
+    x_BD, positives = _batch(0)
+    assert all(torch.equal(a, b) for a, b in zip(exact.topk(x_BD, 7), rounded.topk(x_BD, 7), strict=True))
+    for classifier in (exact, rounded):
+        classifier.train_step(x_BD, positives, lr=0.1, step=0)
+    difference, size = (_weights(exact) - _weights(rounded)).norm(), _weights(exact).norm()
+    assert 0 < difference < 0.1 * size
 
 
 def test_a_step_is_gradient_descent_on_the_summed_loss() -> None:

@@ -15,8 +15,17 @@ def _model() -> nn.Module:
 
 
 def test_a_cpu_is_refused_with_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"encoder\.format: fp8 needs a GPU .* set it to bf16"):
-        require_fp8(torch.device("cpu"))
+    encoder = ["encoder.format=fp8", "encoder.kind=transformer", "encoder.name=any"]
+    logits = ["classifier.fp8_logits=true"]
+    for keys, message in (
+        (encoder, r"encoder\.format: fp8 needs a GPU .* set it to bf16"),
+        (logits, r"classifier\.fp8_logits needs a GPU .* set it to false"),
+    ):
+        with pytest.raises(UserError, match=message):
+            require_fp8(load_config(None, keys), torch.device("cpu"))
+    require_fp8(load_config(None, []), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"classifier\.fp8_logits needs classifier\.format fp8"):
+        load_config(None, [*logits, "classifier.format=bf16"])
     with pytest.raises(UserError, match=r"encoder\.format: fp8 is for transformers"):
         load_config(None, ["encoder.format=fp8"])
 
@@ -41,7 +50,7 @@ def test_weights_keep_their_names_and_gradients_those_of_bf16_but_for_rounding()
 def test_products_on_a_gpu_are_those_of_the_emulation_but_for_summation() -> None:
     pytest.importorskip("torchao")
     device = torch.device("cuda")
-    require_fp8(device)
+    require_fp8(load_config(None, ["encoder.format=fp8", "encoder.kind=transformer", "encoder.name=any"]), device)
     real, emulated = _model().to(device), _model().to(device)
     use_fp8_(real)
     use_fp8_(emulated, emulate=True)

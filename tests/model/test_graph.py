@@ -19,6 +19,12 @@ FORMATS = [
     {"format": "bf16", "rounding": "kahan"},
     {"format": "fp8", "kahan_head": 0.3},
     {"format": "fp8", "loss": "squared_hinge"},
+    pytest.param(
+        {"format": "fp8", "fp8_logits": True},
+        marks=pytest.mark.skipif(
+            torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="begins with sm_89"
+        ),
+    ),
 ]
 
 
