@@ -111,7 +111,7 @@ def variants(arch: int, batches: list[int]) -> Iterator[Variant]:
         if fmt == "fp8" and arch >= FP8_ARCH:
             yield Variant("fp8_operand_kernel", fmt, "", {"D": DIM, "TILE": 1 << (DIM - 1).bit_length(), **flat})
             yield Variant("slope_kernel", fmt, f"bce, {FP8_LOGITS}", {**bce, **tiles})
-            yield Variant("slope_kernel", fmt, f"hinge, {FP8_LOGITS}, masked", {**hinge, **tiles, "EVEN": False})
+            yield Variant("slope_kernel", fmt, f"{FP8_LOGITS}, masked", {**hinge, **tiles, "EVEN": False})
         yield Variant("candidate_kernel", fmt, "", {**common, **tiles})
         positive = {"TILE_P": config.TILE_P, "TILE_D": tiles["TILE_D"], **flat}
         yield Variant("positive_kernel", fmt, "bce", {**bce, **positive})
