@@ -154,6 +154,8 @@ def test_a_scratch_file_that_someone_cut_removed_or_altered_ends_training_and_is
     tmp_path: Path, damage: str
 ) -> None:
     run = _Run({}, {MAPPED: CHUNKS}, tmp_path).steps(0, 2)
+    for _ in run.classifier.state_chunks():  # so that all are written, and no more than the first are read ahead
+        pass
     path = sorted(tmp_path.glob("*/chunk-*"))[4]
     if damage == "removed":
         path.unlink()
