@@ -57,7 +57,7 @@ main.add_command(plan)
     type=FOLDER,
     help="Run to begin with: its encoder, and its labels by name; STORE may have other data and more labels.",
 )
-@click.option("--data-timeout", type=click.FloatRange(0), help="Short for --set loader.timeout=SECONDS.")
+@click.option("--data-timeout", type=click.FloatRange(0, 1e6), help="Short for --set loader.timeout=SECONDS.")
 @click.option("--dry-run", is_flag=True, help="Print the whole configuration and the plan, train nothing.")
 @on_oom_option
 @common_options

@@ -17,8 +17,8 @@ from typing import Any, get_type_hints
 from elmo_stream.errors import UserError
 
 MAX_CONFIG_BYTES = 1 << 20
-# (encoder_lr, classifier_lr) by kind of encoder
 FP8_KAHAN_HEAD = 0.2
+# (encoder_lr, classifier_lr) by kind of encoder
 DEFAULT_LRS = {"bag": (0.01, 0.02), "transformer": (5e-5, 0.004), "frozen transformer": (3e-4, 0.01)}
 
 
@@ -144,7 +144,7 @@ class LoaderConfig:
     bucket: int = _key(
         16, "batches per group, within which instances of like length share a batch; 1: none", low=1, high=4096
     )
-    timeout: float = _key(600.0, "seconds after which training ends where no batch comes; 0: never", low=0.0)
+    timeout: float = _key(600.0, "seconds after which training ends where no batch comes; 0: never", low=0.0, high=1e6)
 
 
 @dataclass(frozen=True)
@@ -353,6 +353,8 @@ def _check_together(config: Config) -> None:
         raise UserError("encoder.format: fp8 is for training, and a frozen encoder is not trained. Use fp32 or bf16.")
     if config.encoder.format == "fp32" and config.encoder.rounding == "stochastic":
         raise UserError("encoder.rounding: stochastic needs encoder.format bf16 or fp8.")
+    if -1 < config.classifier.kahan_head < 0:
+        raise UserError("classifier.kahan_head must be between 0 and 1, or -1 to let the format decide.")
     kahan = config.classifier.rounding == "kahan" or config.classifier.kahan_head > 0
     if config.classifier.format == "fp32" and kahan:
         raise UserError("classifier.rounding: kahan and classifier.kahan_head need classifier.format bf16 or fp8.")

@@ -222,6 +222,8 @@ def check_files(folder: Readable, listed: dict[str, dict[str, Any]]) -> None:
 def check_folders(folders: Iterable[tuple[Readable, dict[str, dict[str, Any]]]]) -> None:
     """``check_files`` of many folders, by as many threads as there are CPUs, a file each."""
     files = [(folder / name, entry) for folder, listed in folders for name, entry in listed.items()]
+    if len(files) == 1:  # often in a thread that no one may have to wait for
+        return _check_file(*files[0])
     with ThreadPoolExecutor(available_cpus()) as pool:
         checks = [pool.submit(_check_file, path, entry) for path, entry in files]
         try:

@@ -65,7 +65,10 @@ def verify_part(folder: Path) -> None:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX_NAME
     index = read_json(path)
-    if not isinstance(index, dict) or index.pop("sha256", None) != json_digest(index):
+    damaged = not isinstance(index, dict)
+    if not damaged and index.get("version") != 1:  # the first one had no checksum
+        damaged = index.pop("sha256", None) != json_digest(index)
+    if damaged or not isinstance(index.get("files"), dict):
         raise CorruptError(f"{path}: damaged, or of another version; remove {folder}.")
     return index
 
@@ -79,7 +82,8 @@ class EmbeddingPart:
 
     def __init__(self, folder: Path, rows: Rows, dim: int) -> None:
         index = _read_index(folder)
-        expected = {"format": FORMAT, "version": VERSION, "dim": dim, "rows": rows.sizes.tolist()}
+        version = 1 if index.get("version") == 1 else VERSION
+        expected = {"format": FORMAT, "version": version, "dim": dim, "rows": rows.sizes.tolist()}
         names = [_file_name(number) for number in range(len(rows.sizes))]
         if {**index, **expected} != index or sorted(index.get("files", ())) != names:
             raise CorruptError(f"{folder / INDEX_NAME}: damaged, or of another version; remove {folder}.")

@@ -30,6 +30,8 @@ from elmo_stream.data.threads import DaemonThreads
 from elmo_stream.errors import UserError
 
 STATE_VERSION = 1
+CLOSE_SECONDS = 10
+"""How long readers are waited for at the end; one that hangs then is left to itself."""
 
 
 class _ShardCache:
@@ -261,7 +263,7 @@ class StreamLoader:
         """End the background threads; a second call does nothing."""
         self._closed = True
         if self._pool is not None:
-            self._pool.close(wait=not self._stalled)
+            self._pool.close(seconds=0 if self._stalled else CLOSE_SECONDS)
 
     def __enter__(self) -> "StreamLoader":
         return self

@@ -153,6 +153,11 @@ class _RemoteFile:
             filesystem, path = self._place.filesystem()
             stream = filesystem.open(path, "rb", cache_type="none")
             left = self._position
+            try:
+                stream.seek(left)
+                left = 0
+            except ValueError:  # a server that gives no parts of a file
+                pass
             while left:
                 skipped = len(stream.read(min(left, _READ_BYTES)))
                 if not skipped:
@@ -175,7 +180,8 @@ class _RemoteFile:
                 status = getattr(cause, "status", 0)
                 if isinstance(error, FileNotFoundError) and (cause is error or status == 404):
                     raise
-                if wait is None or (400 <= status < 500 and status not in _PASSING):
+                forbidden = isinstance(error, PermissionError) or (400 <= status < 500 and status not in _PASSING)
+                if wait is None or forbidden:
                     raise _unreachable(self._place.url, cause) from error
                 time.sleep(wait)
         raise AssertionError("the last wait is none")

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -25,21 +26,21 @@ class DaemonThreads:
         self._calls.put((future, call))
         return future
 
-    def close(self, *, wait: bool) -> None:
-        """Let the threads end behind the calls at hand; cancelled ones are not begun."""
+    def close(self, *, seconds: float) -> None:
+        """Let the threads end behind the calls at hand, and wait so long for them; cancelled ones are not begun."""
         for _ in self._threads:
             self._calls.put(None)
-        if wait:
-            for thread in self._threads:
-                thread.join()
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 def _work(calls: "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
     while (item := calls.get()) is not None:
         future, call = item
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+        del item, future, call  # which hold the result, while the next call is waited for

@@ -5,6 +5,7 @@ Shapes: L labels of a chunk, D features.
 
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from math import prod
@@ -113,5 +114,6 @@ def aligned_memory(size: int, device: torch.device) -> Tensor:
         return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
     # The kernel's work of moving files past the page cache grows with the number of pages.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)

@@ -22,7 +22,10 @@ class Board:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(exist_ok=True)
-        self._path = folder / f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{platform.node()}.{os.getpid()}.0"
+        self._path = (
+            folder
+            / f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{platform.node()}.{os.getpid()}.{time.time_ns()}"
+        )
         self._event, self._summary = Event, Summary
         self._stream = open(self._path, "wb")  # noqa: SIM115  closed by ``close``
         self._records = RecordWriter(self._stream)

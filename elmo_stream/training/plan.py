@@ -114,7 +114,7 @@ class Plan:
         encoder = (rates.encoder_fixed or 0.0) + (
             self.batch / rates.encoder_instances if rates.encoder_instances else 0.0
         )
-        hidden = max(1, -int(-(transfer - fixed) // each)) if transfer and each else None
+        hidden = max(1, -int(-(transfer - fixed - moving) // each)) if transfer and each else None
         return StepTime(encoder, fixed + each * self.batch + moving, transfer, hidden)
 
     def as_dict(self) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def make_plan(
         scratch: folder for the files of mapped chunks; need not exist.
         calibrate: also measure how fast this machine is, in some seconds, and predict the time of a step.
     """
+    if not training:  # no kernel of training runs, and this device may lack what that of the training had
+        config = replace(config, classifier=replace(config.classifier, fp8_logits=False))
     budget = _budgets(config, device)
     fixed = [*_process_rows(config, encoder, device), *_encoder_rows(config, encoder, sizes, device, training)]
     fixed += _loader_rows(config, sizes, device, training)
@@ -118,7 +120,7 @@ def make_plan(
     rates = measure_rates(
         config,
         dim=encoder.dim,
-        chunk_labels=plan.chunks.largest_labels,
+        chunks=plan.chunks,
         device=device,
         encoder=encoder,
         text=text,

@@ -10,6 +10,7 @@ import torch
 from elmo_stream.config import Config
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.model.encoder import Encoder, create_encoder, restore_encoder
+from elmo_stream.model.fp8_linear import require_fp8
 from elmo_stream.system import free_memory_bytes
 from elmo_stream.training.plan import Plan
 from elmo_stream.training.planning import DataSizes, make_plan
@@ -44,6 +45,8 @@ def _plan(sizes: DataSizes, config: Config, tokenizer: Path | None, out: Path | 
     rates = Rates().with_given(given)
     prepare_torch(config.threads)
     device = device_of_run()
+    if device.type == "cuda":  # whose kernels are tried
+        require_fp8(config, device)
     encoder = _encoder(config, sizes, tokenizer)
     scratch = Path(config.memory.disk or out or ".")
     plan = make_plan(sizes, config, encoder, device=device, scratch=scratch, calibrate=True)

@@ -21,14 +21,13 @@ from elmo_stream.errors import UserError
 from elmo_stream.model.chunk_layout import aligned_memory
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
-from elmo_stream.model.placement import MAPPED, plan_chunks
+from elmo_stream.model.placement import MAPPED, STAGING_BUFFERS, ChunkPlan, plan_chunks
 from elmo_stream.model.scratch import ScratchFiles
 from elmo_stream.training.optim import build_optimizer
 
 PROBE_WEIGHTS = 1 << 25
 PROBE_SECONDS = 0.4
 PROBE_FILES, PROBE_FILE_BYTES, PROBE_ROUNDS = 8, 16 << 20, 4
-PROBE_CHUNKS = 6
 PROBE_TOKENS = 2048
 
 
@@ -85,7 +84,7 @@ def measure_rates(
     config: Config,
     *,
     dim: int,
-    chunk_labels: int,
+    chunks: ChunkPlan,
     device: torch.device,
     encoder: Encoder,
     text: tuple[int, int],
@@ -94,12 +93,12 @@ def measure_rates(
     """Measure this machine, in some seconds.
 
     Args:
-        chunk_labels: labels of the largest chunk.
+        chunks: of the plan.
         encoder: with its weights, or on the device "meta", where its time stays unknown.
         text: usual tokens of an instance, and size of the vocabulary.
         scratch: an existing folder on the disk of the mapped chunks, None where there are none.
     """
-    chunk_labels = min(chunk_labels, elmo_kernels.preferred_chunk_labels(device, dim))
+    chunk_labels = min(chunks.largest_labels, elmo_kernels.preferred_chunk_labels(device, dim))
     labels = BLOCK_LABELS * max(1, min(chunk_labels, PROBE_WEIGHTS // dim) // BLOCK_LABELS)
 
     def chunk_seconds(batch: int) -> float:
@@ -117,7 +116,7 @@ def measure_rates(
         read, write = _disk_rates(scratch)
         rates = replace(rates, disk_read=read, disk_write=write)
         if device.type == "cpu":
-            rates = replace(rates, disk_work=_disk_work(config, dim, chunk_labels, scratch))
+            rates = replace(rates, disk_work=_disk_work(config, chunks, (read, write), scratch))
     if device.type == "cuda":
         into, out = _copy_rates(device)
         rates = replace(rates, to_device=into, from_device=out)
@@ -233,10 +232,12 @@ def _disk_rates(folder: Path) -> tuple[float, float]:
     return tuple(moved / max(each, 1e-9) for each in seconds)  # type: ignore[return-value]
 
 
-def _disk_work(config: Config, dim: int, chunk_labels: int, folder: Path) -> float:
-    """Mapped bytes per second that their chunks cost more than resident ones, where the disk is not waited for."""
-    rule, cpu = replace(config.classifier, chunk_labels=chunk_labels), torch.device("cpu")
-    labels = PROBE_CHUNKS * chunk_labels
+def _disk_work(config: Config, chunks: ChunkPlan, disk: tuple[float, float], folder: Path) -> float:
+    """Mapped bytes per second that their chunks cost more than resident ones, where ``disk`` is not waited for."""
+    cpu, dim = torch.device("cpu"), chunks.layouts[0].dim
+    chunk_labels = min(chunks.largest_labels, elmo_kernels.preferred_chunk_labels(cpu, dim))
+    rule = replace(config.classifier, chunk_labels=chunk_labels)
+    labels = min(STAGING_BUFFERS, len(chunks.at(MAPPED))) * chunk_labels  # no more memory than is planned
     x_BD = torch.randn(config.train.batch, dim, generator=torch.Generator().manual_seed(0))
     positives, seconds, moved = _no_positives(labels, cpu), [], 0
     for room in (None, 0):
@@ -250,7 +251,8 @@ def _disk_work(config: Config, dim: int, chunk_labels: int, folder: Path) -> flo
             finally:
                 classifier.close()
         moved = plan.bytes_at(MAPPED)
-    return moved / max(seconds[1] - seconds[0], 1e-9)
+    waited = max(seconds[0], moved / min(disk))
+    return moved / max(seconds[1] - waited, 1e-9)
 
 
 def _copy_rates(device: torch.device) -> tuple[float, float]:

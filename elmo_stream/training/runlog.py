@@ -73,15 +73,15 @@ class RunLog:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n"):
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
                 break  # cut by a kill
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 break  # torn by a power cut; what follows is trained again
-        write_bytes_durably(self._path, "".join(kept).encode())
+        write_bytes_durably(self._path, b"".join(kept))
 
     def count(self, instances: int) -> None:
         """Count trained instances for the rate."""

@@ -176,6 +176,7 @@ class _Trainer:
         if self.index.fingerprint != run.info.store_fingerprint:
             raise UserError(f"{self.store}: is not the store that {run.path} was trained on; bring that one back.")
         self.device = device_of_run()
+        require_fp8(self.config, self.device)
         self.step = 0
         if checkpoint is not None:
             encoder, weights = load_encoder(run, checkpoint, self.config.encoder), checkpoint.rows
@@ -199,10 +200,10 @@ class _Trainer:
         self.cache: EmbeddingCache | None = None
         self.signal: int | None = None
         self._open = ExitStack()
+        self._open.callback(self.loader.close)
 
     def _allocate(self) -> None:
         """Everything large, at the places of the plan; a new run exists from then on."""
-        require_fp8(self.config, self.device)
         self.encoder.to(self.device)
         self.classifier = make_classifier(self.run, self.plan, self._weights, self.device)
         self._open.callback(self.classifier.close)

@@ -23,13 +23,14 @@ def preferred_chunk_labels(device: torch.device | str, dim: int) -> int:
 
 
 def gpu_chunk_blocks(processors: int, cache_bytes: int, dim: int) -> int:
-    """Label blocks of a chunk in half of the L2 cache whose update leaves the fewest processors idle.
+    """Label blocks of a chunk in half of the L2 cache, or of one wave where that is more, which leave the fewest idle.
 
     A processor updates a group of features of a block at a time. Among equals the most blocks win, for a chunk has a
     fixed cost too.
     """
     groups = num_groups(dim)
-    most = max(1, min(MAX_GPU_BLOCKS, int(CACHE_SHARE * cache_bytes) // (BLOCK_LABELS * dim)))
+    fit = int(CACHE_SHARE * cache_bytes) // (BLOCK_LABELS * dim)
+    most = max(1, processors // groups, min(MAX_GPU_BLOCKS, fit))
 
     def busy(blocks: int) -> float:
         waves = -(-blocks * groups // processors)
