@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture torture-long lint gpu clean
+.PHONY: help setup demo test pytest torture torture-long lint gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -30,7 +30,10 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test with coverage
+test: setup ## lint, and every test with coverage, side by side
+	$(MAKE) --no-print-directory -j2 lint pytest
+
+pytest: setup
 	$(BIN)/python -m pytest -m 'not slow' --cov
 
 torture: setup ## break what must not break, for some minutes: kills, power cuts, full disks, bad input

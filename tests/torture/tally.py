@@ -33,7 +33,7 @@ Attack = Callable[[int, Path, int], Tally]
 class Promise:
     """A line of the table: its name, as in docs/reliability.md, its attack, and how many tries each length makes.
 
-    The slice of a ``slow`` one is marked so: it takes half a minute, most of it to set up.
+    The slice of a ``slow`` one is marked so: it takes up to a minute, most of it to set up.
     """
 
     name: str
