@@ -17,7 +17,7 @@ from elmo_stream.data.index import BOW, StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.model.placement import DEVICE, MAPPED, PINNED, ChunkPlan, plan_chunks
-from elmo_stream.system import free_memory_bytes, resident_bytes
+from elmo_stream.system import free_memory_bytes, resident_bytes, return_free_memory
 from elmo_stream.training.encoder_memory import encoder_memory, evaluation_bytes
 from elmo_stream.training.plan import ALWAYS, DISK, EVALUATION_BATCH, HOST, RUN, Plan, Row
 from elmo_stream.training.rates import measure_rates, one_chunk_step
@@ -157,6 +157,7 @@ def _process_rows(config: Config, encoder: Encoder, device: torch.device) -> Ite
     threads = torch.get_num_threads()
     one_chunk_step(config, DIM_MULTIPLE, device, BLOCK_LABELS, 2)()
     torch.set_num_threads(threads)  # Numba, when it starts, sets the number for all that use OpenMP
+    return_free_memory()  # of what this process did before; none of it is needed
     weights = sum(p.untyped_storage().nbytes() for p in encoder.parameters() if p.device.type == "cpu")
     yield Row("interpreter, libraries, kernels", _host(device), ALWAYS, max(0, resident_bytes() - weights))
     yield Row("logs, threads and small things", _host(device), ALWAYS, SMALL_THINGS)
