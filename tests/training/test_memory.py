@@ -125,6 +125,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         load_config(None, [f"memory.host='{text}'"])
 
 
+@pytest.mark.slow
 def test_when_memory_runs_out_shrinking_goes_on_to_the_same_bytes(store: Path, resident: Path, tmp_path: Path) -> None:
     script = """
 import resource, sys
