@@ -82,6 +82,11 @@ class ClassifierConfig:
     weight_decay: float = _key(1e-4, "decay of the classifier's weights", low=0.0, high=1.0)
     init_std: float = _key(0.02, "standard deviation of the initial weights", low=1e-6, high=1.0)
 
+    @property
+    def kahan_share(self) -> float:
+        """Share of the labels whose weights carry a compensation."""
+        return 1.0 if self.rounding == "kahan" else max(0.0, self.kahan_head)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -355,8 +360,7 @@ def _check_together(config: Config) -> None:
         raise UserError("encoder.rounding: stochastic needs encoder.format bf16 or fp8.")
     if -1 < config.classifier.kahan_head < 0:
         raise UserError("classifier.kahan_head must be between 0 and 1, or -1 to let the format decide.")
-    kahan = config.classifier.rounding == "kahan" or config.classifier.kahan_head > 0
-    if config.classifier.format == "fp32" and kahan:
+    if config.classifier.format == "fp32" and config.classifier.kahan_share:
         raise UserError("classifier.rounding: kahan and classifier.kahan_head need classifier.format bf16 or fp8.")
     if config.classifier.fp8_logits and config.classifier.format != "fp8":
         raise UserError("classifier.fp8_logits needs classifier.format fp8; set it to false.")

@@ -11,13 +11,14 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from elmo_stream.errors import CorruptError, LockedError, UserError
 from elmo_stream.system import available_cpus, drop_cached, folder_lock, fsync_path
+from elmo_stream.threads import DaemonThreads
 
 _READ_BYTES = 1 << 20
 _FLUSH_BYTES = 64 << 20
@@ -92,11 +93,6 @@ def write_json_durably(path: Path, value: Any) -> None:
     write_bytes_durably(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def json_digest(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON value, however its text is laid out."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file of ours; a damaged one is a ``CorruptError`` that names the file."""
     if path.stat().st_size > MAX_JSON_BYTES:
@@ -105,6 +101,29 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not valid JSON ({error}); the file is damaged.") from error
+
+
+def write_sealed_json(path: Path, body: dict[str, Any]) -> None:
+    """``write_json_durably`` with a checksum of the body in the file."""
+    write_json_durably(path, {**body, "sha256": _json_digest(body)})
+
+
+def read_sealed_json(path: Path, *, first_had_none: bool = False) -> dict[str, Any]:
+    """The body that ``write_sealed_json`` wrote; ``first_had_none``: one without a checksum passes too.
+
+    Raises:
+        CorruptError: the file is damaged.
+    """
+    body = read_json(path)
+    seal = body.pop("sha256", None) if isinstance(body, dict) else ""
+    if seal != _json_digest(body) and not (seal is None and first_had_none):
+        raise CorruptError(f"{path}: its checksum differs from the one written; the file is damaged.")
+    return dict(body)
+
+
+def _json_digest(value: Any) -> str:
+    """However its text is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _temporary_name(path: Path) -> str:
@@ -222,15 +241,15 @@ def check_files(folder: Readable, listed: dict[str, dict[str, Any]]) -> None:
 def check_folders(folders: Iterable[tuple[Readable, dict[str, dict[str, Any]]]]) -> None:
     """``check_files`` of many folders, by as many threads as there are CPUs, a file each."""
     files = [(folder / name, entry) for folder, listed in folders for name, entry in listed.items()]
-    if len(files) == 1:  # often in a thread that no one may have to wait for
-        return _check_file(*files[0])
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        checks = [pool.submit(_check_file, path, entry) for path, entry in files]
-        try:
-            for check in checks:
-                check.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    threads = DaemonThreads(min(available_cpus(), len(files)), "elmo-check")
+    checks = [threads.submit(partial(_check_file, path, entry)) for path, entry in files]
+    try:
+        for check in checks:
+            check.result()
+    finally:
+        for check in checks:
+            check.cancel()
+        threads.close(seconds=0)
 
 
 def _check_file(path: Readable, entry: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from elmo_stream.files import json_digest
+from elmo_stream.files import write_sealed_json
 from tests.cli_helpers import BAG, assert_refused, run_cli
 
 
@@ -18,7 +18,7 @@ def _sign(run: Path, **change: object) -> None:
     """Change the description of a run as one who also makes its checksum agree."""
     body = {**json.loads((run / "run.json").read_text()), **change}
     del body["sha256"]
-    (run / "run.json").write_text(json.dumps({**body, "sha256": json_digest(body)}))
+    write_sealed_json(run / "run.json", body)
 
 
 def test_verify_names_the_damaged_file_with_exit_code_74(store: Path, run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
 
-BASE = {f"elmo_stream.{name}" for name in ("config", "errors", "files", "pretrained", "system")}
+BASE = {f"elmo_stream.{name}" for name in ("config", "errors", "files", "pretrained", "system", "threads")}
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "base": {"base"},

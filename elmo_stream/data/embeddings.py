@@ -17,10 +17,11 @@ from torch import Tensor
 from elmo_stream.data.rows import Rows
 from elmo_stream.data.store import Shard, offsets_of
 from elmo_stream.errors import CorruptError
-from elmo_stream.files import check_files, json_digest, list_files, new_file, read_json, write_json_durably
+from elmo_stream.files import check_files, list_files, new_file, read_sealed_json, write_sealed_json
 
-FORMAT, VERSION = "elmo-stream-embeddings", 2
+FORMAT, VERSIONS = "elmo-stream-embeddings", (1, 2)
 INDEX_NAME = "index.json"
+_KEYS = {"format", "version", "dim", "rows", "files"}
 _ROWS_AT_ONCE = 4096
 
 
@@ -49,8 +50,8 @@ def write_part(
                 done += piece.rows
                 progress(done)
     files = {name: entry for name, entry in list_files(folder).items() if name.endswith(".bf16")}
-    body = {"format": FORMAT, "version": VERSION, "dim": dim, "rows": rows.sizes.tolist(), "files": files}
-    write_json_durably(folder / INDEX_NAME, {**body, "sha256": json_digest(body)})
+    body = {"format": FORMAT, "version": VERSIONS[-1], "dim": dim, "rows": rows.sizes.tolist(), "files": files}
+    write_sealed_json(folder / INDEX_NAME, body)
 
 
 def _file_name(number: int) -> str:
@@ -64,11 +65,9 @@ def verify_part(folder: Path) -> None:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX_NAME
-    index = read_json(path)
-    damaged = not isinstance(index, dict)
-    if not damaged and index.get("version") != 1:  # the first one had no checksum
-        damaged = index.pop("sha256", None) != json_digest(index)
-    if damaged or not isinstance(index.get("files"), dict):
+    index = read_sealed_json(path, first_had_none=True)
+    known = set(index) == _KEYS and index["format"] == FORMAT and index["version"] in VERSIONS
+    if not known or not isinstance(index["files"], dict):
         raise CorruptError(f"{path}: damaged, or of another version; remove {folder}.")
     return index
 
@@ -82,11 +81,9 @@ class EmbeddingPart:
 
     def __init__(self, folder: Path, rows: Rows, dim: int) -> None:
         index = _read_index(folder)
-        version = 1 if index.get("version") == 1 else VERSION
-        expected = {"format": FORMAT, "version": version, "dim": dim, "rows": rows.sizes.tolist()}
         names = [_file_name(number) for number in range(len(rows.sizes))]
-        if {**index, **expected} != index or sorted(index.get("files", ())) != names:
-            raise CorruptError(f"{folder / INDEX_NAME}: damaged, or of another version; remove {folder}.")
+        if (index["dim"], index["rows"], sorted(index["files"])) != (dim, rows.sizes.tolist(), names):
+            raise CorruptError(f"{folder / INDEX_NAME}: belongs to other texts; remove {folder}.")
         self._folder, self._files, self._dim = folder, index["files"], dim
         self._start = offsets_of(rows.sizes)
         self._mapped: dict[int, NDArray[np.int16]] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.arrays import map_array
 from elmo_stream.data.index import FILTERS, StoreIndex
 from elmo_stream.data.labels import LabelMap
 from elmo_stream.data.readers.instance import Fields, InputFile, refusal
@@ -84,10 +85,7 @@ def load_filter(store: Path, index: StoreIndex, split: str) -> FilterPairs:
         return NO_PAIRS
     path = store / FILTERS / name
     check_files(store / FILTERS, {name: index.filters[name]})
-    try:
-        pairs = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a size that lies takes no memory
-    except (ValueError, EOFError) as error:
-        raise CorruptError(f"{path}: not a valid array file ({error}); it is damaged.") from error
+    pairs = map_array(path)
     rows, labels = index.splits[split].instances, index.labels.count
     if pairs.dtype != np.int64 or pairs.ndim != 2 or pairs.shape[1:] != (2,):
         raise CorruptError(f"{path}: holds {pairs.dtype} of shape {pairs.shape}, not pairs of rows and labels.")

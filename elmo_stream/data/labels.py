@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.arrays import map_array
 from elmo_stream.data.hashing import hash_names
 from elmo_stream.errors import CorruptError
 
@@ -157,11 +158,9 @@ class InversePropensity:
 def _open_array(path: Path, dtype: str) -> NDArray:
     """Map a one-dimensional ``.npy`` file of ours."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = map_array(path)
     except FileNotFoundError as error:
         raise CorruptError(f"{path}: missing, though it belongs to the labels.") from error
-    except (ValueError, EOFError) as error:
-        raise CorruptError(f"{path}: not a valid array file ({error}); it is damaged.") from error
     if array.dtype != np.dtype(dtype) or array.ndim != 1:
         raise CorruptError(f"{path}: holds {array.dtype} of shape {array.shape}, not a list of {dtype}.")
     return array

@@ -26,8 +26,8 @@ from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS, ShuffledOrder, StoredOrder, batch_permutation
 from elmo_stream.data.rows import LabelNameRows, Rows, RowsWithLabelTexts, SplitRows
 from elmo_stream.data.store import Shard, concatenate, offsets_of
-from elmo_stream.data.threads import DaemonThreads
 from elmo_stream.errors import UserError
+from elmo_stream.threads import DaemonThreads
 
 STATE_VERSION = 1
 CLOSE_SECONDS = 10

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.arrays import map_array
 from elmo_stream.data.bow import BagOfFeatures
 from elmo_stream.data.index import ShardEntry
 from elmo_stream.data.label_runs import LabelCounter, Run
@@ -233,6 +234,6 @@ def _save_rows(folder: Path, positions: NDArray[np.int64], rows: Shard, encoding
 
 def _load_rows(folder: Path, begin: int, end: int) -> tuple[NDArray[np.int64], Shard]:
     """The rows of a part whose positions are in [begin, end), read without the rest of the part."""
-    positions = np.load(folder / "positions.npy", mmap_mode="r", allow_pickle=False)
+    positions = map_array(folder / "positions.npy")
     first, last = np.searchsorted(positions, [begin, end]).tolist()
     return np.array(positions[first:last]), load_arrays(folder).rows_between(first, last)

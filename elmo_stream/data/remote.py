@@ -152,23 +152,17 @@ class _RemoteFile:
         if self._stream is None:
             filesystem, path = self._place.filesystem()
             stream = filesystem.open(path, "rb", cache_type="none")
-            left = self._position
             try:
-                stream.seek(left)
-                left = 0
+                stream.seek(self._position)
             except ValueError:  # a server that gives no parts of a file
-                pass
-            while left:
-                skipped = len(stream.read(min(left, _READ_BYTES)))
-                if not skipped:
-                    raise OSError(errno.EIO, "the answer is shorter than the one before")
-                left -= skipped
+                _skip(stream, self._position)
             self._stream = stream
         return self._stream
 
     def _insist(self, call: Callable[[], Result]) -> Result:
         """What the call gives, tried again after each of the waits where the failure may pass."""
-        for wait in (*_WAITS, None):
+        waits = iter(_WAITS)
+        while True:
             try:
                 return call()
             except UserError:
@@ -180,11 +174,11 @@ class _RemoteFile:
                 status = getattr(cause, "status", 0)
                 if isinstance(error, FileNotFoundError) and (cause is error or status == 404):
                     raise
-                forbidden = isinstance(error, PermissionError) or (400 <= status < 500 and status not in _PASSING)
-                if wait is None or forbidden:
+                final = isinstance(error, PermissionError) or (400 <= status < 500 and status not in _PASSING)
+                wait = None if final else next(waits, None)
+                if wait is None:
                     raise _unreachable(self._place.url, cause) from error
                 time.sleep(wait)
-        raise AssertionError("the last wait is none")
 
     def _close(self) -> None:
         stream, self._stream = self._stream, None
@@ -199,6 +193,14 @@ class _RemoteFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+
+def _skip(stream: IO[bytes], size: int) -> None:
+    while size:
+        skipped = len(stream.read(min(size, _READ_BYTES)))
+        if not skipped:
+            raise OSError(errno.EIO, "the answer is shorter than the one before")
+        size -= skipped
 
 
 def _unreachable(url: str, error: BaseException) -> OSError:

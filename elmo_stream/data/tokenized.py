@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.arrays import map_array
 from elmo_stream.data.bow import BagOfFeatures
 from elmo_stream.data.hashing import hash_names
 from elmo_stream.data.labels import LabelMap
@@ -60,7 +61,7 @@ class TokenizedPart:
         """What :meth:`save` wrote, or None when the part was counted before the tokenizer was known."""
         if not (folder / _COUNTS_FILE).is_file():
             return None
-        hash_L, check_L = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("hash", "check"))
+        hash_L, check_L = (map_array(folder / f"{name}.npy") for name in ("hash", "check"))
         return cls(load_arrays(folder), hash_L, check_L, read_json(folder / _COUNTS_FILE)["truncated"])
 
 
@@ -101,4 +102,4 @@ def save_arrays(folder: Path, rows: Shard) -> None:
 def load_arrays(folder: Path) -> Shard:
     """Map what :func:`save_arrays` wrote."""
     names = [*_ARRAYS, *([_WEIGHTS] if (folder / f"{_WEIGHTS}.npy").exists() else [])]
-    return Shard(**{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names})
+    return Shard(**{name: map_array(folder / f"{name}.npy") for name in names})

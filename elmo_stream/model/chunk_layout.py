@@ -71,7 +71,7 @@ def _sizes(format: str, dim: int, labels: int, kahan_rows: int) -> tuple[Mapping
 
 def chunk_layouts(num_labels: int, dim: int, config: ClassifierConfig, chunk_labels: int) -> list[ChunkLayout]:
     """The chunks of a classifier, in the order of their labels."""
-    kahan_labels = int((1.0 if config.rounding == "kahan" else max(0.0, config.kahan_head)) * num_labels)
+    kahan_labels = int(config.kahan_share * num_labels)
     return [
         ChunkLayout(
             config.format,

@@ -21,8 +21,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 INIT_STD = 0.1
 # Odd 32-bit multipliers of the hash of a bigram; their products with token ids stay below 2**63.
 _LEFT, _RIGHT = 0x9E3779B1, 0x85EBCA6B
-
-
 EVALUATION_PIECE = 64
 """Texts that a transformer embeds at a time when it is not trained, however many are asked for."""
 

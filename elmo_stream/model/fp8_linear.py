@@ -22,14 +22,14 @@ def require_fp8(config: Config, device: torch.device) -> None:
     Raises:
         UserError: no CUDA GPU, one before sm_89, or the encoder needs torchao, which is not installed.
     """
-    wanted = {"encoder.format: fp8": "bf16"} if config.encoder.format == "fp8" else {}
-    if config.classifier.fp8_logits:
-        wanted["classifier.fp8_logits"] = "false"
-    if wanted and (device.type != "cuda" or torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY):
+    encoder = config.encoder.format == "fp8"
+    if not encoder and not config.classifier.fp8_logits:
+        return
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-        key, instead = next(iter(wanted.items()))
+        key, instead = ("encoder.format: fp8", "bf16") if encoder else ("classifier.fp8_logits", "false")
         raise UserError(f"{key} needs a GPU of compute capability 8.9 or newer, {name} is none; set it to {instead}.")
-    if config.encoder.format == "fp8" and importlib.util.find_spec("torchao") is None:
+    if encoder and importlib.util.find_spec("torchao") is None:
         raise UserError("encoder.format: fp8 needs torchao: pip install torchao; or set it to bf16.")
 
 

@@ -22,10 +22,9 @@ class Board:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(exist_ok=True)
-        self._path = (
-            folder
-            / f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{platform.node()}.{os.getpid()}.{time.time_ns()}"
-        )
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9:010d}.{platform.node()}.{os.getpid()}.{now % 10**9}"
+        self._path = folder / name
         self._event, self._summary = Event, Summary
         self._stream = open(self._path, "wb")  # noqa: SIM115  closed by ``close``
         self._records = RecordWriter(self._stream)

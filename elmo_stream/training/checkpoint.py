@@ -23,10 +23,11 @@ from elmo_stream.files import (
     check_files,
     file_entry,
     flush_and_forget,
-    json_digest,
     new_folder,
     read_json,
+    read_sealed_json,
     write_json_durably,
+    write_sealed_json,
 )
 
 FORMAT, VERSION = "elmo-stream-checkpoint", 1
@@ -78,7 +79,7 @@ def save_checkpoint(
         write_json_durably(folder / "state.json", {**state, "step": step, "chunks": chunks})
         files["state.json"] = file_entry(folder / "state.json")
         body = {"format": FORMAT, "version": VERSION, "step": step, "files": dict(sorted(files.items()))}
-        write_json_durably(folder / "manifest.json", {**body, "sha256": json_digest(body)})
+        write_sealed_json(folder / "manifest.json", body)
     return final
 
 
@@ -118,10 +119,8 @@ def verify_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
         raise CorruptError(f"{manifest_path}: missing; this checkpoint is incomplete.")
-    manifest = read_json(manifest_path)
+    manifest = read_sealed_json(manifest_path)
     try:
-        if manifest.pop("sha256") != json_digest(manifest):
-            raise CorruptError(f"{manifest_path}: its checksum differs from the one written; the file is damaged.")
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
             raise CorruptError(
                 f"{manifest_path}: version {manifest['version']} of {manifest['format']!r} is unknown "

@@ -67,7 +67,7 @@ def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: tor
 
 def evaluation_bytes(encoder: Encoder, *, instances: int, length: int, device: torch.device) -> int:
     """Peak of what a forward pass without gradients allocates."""
-    return _peak_of_step(encoder, instances, length, device, accumulate=True, training=False)[0]
+    return _peak_of_step(encoder, instances, length, device, accumulate=False, training=False)[0]
 
 
 def _state_bytes(config: Config) -> float:
@@ -106,7 +106,7 @@ def _peak_of_step(
             x_BD = model(token_ids_BT, mask_BT)
             if trained and training:
                 x_BD.backward(torch.empty_like(x_BD))
-        gradients = [] if accumulate else [_bytes(p) for p in trained]
+        gradients = [_bytes(p) for p in trained if training and not accumulate]
         small = sum(size for size in gradients if size < HEAP_BYTES)
         return max(0, allocations.peak - sum(gradients)), max(0, allocations.small_peak - small)
 

@@ -42,23 +42,22 @@ def build_optimizer(
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    kind = (parameters[0].dtype, config.states, rounding)
-    if kind[:2] == (torch.float32, "fp32") and not config.offload:
+    kind = (parameters[0].dtype, config.states, config.offload)
+    if kind == (torch.float32, "fp32", False):
         return torch.optim.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, fused=True)
-    if kind == (torch.bfloat16, "bf16", "kahan") and not config.offload:
+    if kind == (torch.bfloat16, "bf16", False) and rounding == "kahan":
         import optimi
 
         # Left to itself, it would choose its kernel in the first step only, and a resumed run has none.
         on_gpu = parameters[0].is_cuda
         return optimi.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, kahan_sum=True, triton=on_gpu)
-    kahan = rounding == "kahan"
     return CompactAdamW(
         groups,
         lr=config.encoder_lr,
         betas=BETAS,
         eps=EPS,
         states=config.states,
-        kahan=kahan,
+        kahan=rounding == "kahan",
         offload=config.offload,
     )
 
@@ -84,10 +83,10 @@ def load_optimizer_tensors(
 ) -> None:
     """Restore what ``optimizer_tensors`` gave, bit for bit: torch's own way would turn codes into floats."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    place = optimizer.place if isinstance(optimizer, CompactAdamW) else lambda state, at: state.to(at.device)
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        place = optimizer.place if isinstance(optimizer, CompactAdamW) else lambda state, at: state.to(at.device)
         optimizer.state[parameter][name] = place(value, parameter)
     for number, steps in counters.items():
         optimizer.param_groups[int(number)].update(step=torch.tensor(steps, dtype=torch.int32), setup=True)

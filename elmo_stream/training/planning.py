@@ -117,15 +117,7 @@ def make_plan(
         return plan
     place = _existing(scratch) if plan.chunks.at(MAPPED) else None
     text = (max(1, round(sizes.mean_tokens)), sizes.vocab_size)
-    rates = measure_rates(
-        config,
-        dim=encoder.dim,
-        chunks=plan.chunks,
-        device=device,
-        encoder=encoder,
-        text=text,
-        scratch=place,
-    )
+    rates = measure_rates(config, chunks=plan.chunks, device=device, encoder=encoder, text=text, scratch=place)
     return replace(plan, rates=rates)
 
 

@@ -83,7 +83,6 @@ class Rates:
 def measure_rates(
     config: Config,
     *,
-    dim: int,
     chunks: ChunkPlan,
     device: torch.device,
     encoder: Encoder,
@@ -98,6 +97,7 @@ def measure_rates(
         text: usual tokens of an instance, and size of the vocabulary.
         scratch: an existing folder on the disk of the mapped chunks, None where there are none.
     """
+    dim = encoder.dim
     chunk_labels = min(chunks.largest_labels, elmo_kernels.preferred_chunk_labels(device, dim))
     labels = BLOCK_LABELS * max(1, min(chunk_labels, PROBE_WEIGHTS // dim) // BLOCK_LABELS)
 
@@ -162,9 +162,9 @@ def _no_positives(labels: int, device: torch.device) -> Positives:
 def one_chunk_step(config: Config, dim: int, device: torch.device, labels: int, batch: int) -> Callable[[], Any]:
     """A function that does what a step does with one chunk of random weights; its first call loads the kernels."""
     rule = config.classifier
-    share = 1.0 if rule.rounding == "kahan" else max(0.0, rule.kahan_head)
+    head = round(rule.kahan_share * labels)
     chunk = elmo_kernels.make_chunk(
-        rule.format, labels, dim, 0, seed=0, std=rule.init_std, kahan_rows=round(share * labels), device=device
+        rule.format, labels, dim, 0, seed=0, std=rule.init_std, kahan_rows=head, device=device
     )
     x_BD = torch.randn(batch, dim, generator=torch.Generator().manual_seed(0)).to(device)
     positives = _no_positives(labels, device)

@@ -19,11 +19,10 @@ from elmo_stream.files import (
     copy_listed,
     file_entry,
     fsync_tree,
-    json_digest,
     list_files,
-    read_json,
+    read_sealed_json,
     write_bytes_durably,
-    write_json_durably,
+    write_sealed_json,
 )
 from elmo_stream.model.encoder import Encoder, create_encoder, restore_encoder, save_architecture
 from elmo_stream.system import available_cpus
@@ -171,7 +170,7 @@ def lay_out_run(
 def publish_run(run: Run) -> None:
     """Let a run that was laid out exist."""
     body = {"format": FORMAT, "version": VERSION, **asdict(run.info)}
-    write_json_durably(run.path / "run.json", {**body, "sha256": json_digest(body)})
+    write_sealed_json(run.path / "run.json", body)
     (run.path / _MARKER).unlink()
 
 
@@ -186,10 +185,8 @@ def open_run(path: Path) -> Run:
         raise UserError(
             f"{path}: not a run folder (it has no run.json); make one with `elmo-stream train STORE --out {path}`."
         )
-    value = read_json(path / "run.json")
-    if isinstance(value, dict) and value.pop("sha256", None) not in (json_digest(value), None):  # the first had none
-        raise CorruptError(f"{path / 'run.json'}: its checksum differs from the one written; the file is damaged.")
-    if not isinstance(value, dict) or (value.pop("format", None), value.pop("version", None)) != (FORMAT, VERSION):
+    value = read_sealed_json(path / "run.json", first_had_none=True)
+    if (value.pop("format", None), value.pop("version", None)) != (FORMAT, VERSION):
         raise CorruptError(f"{path / 'run.json'}: damaged, or of another version than this release reads ({VERSION}).")
     info: RunInfo = decode(RunInfo, value, str(path / "run.json"))
     check_files(path, info.files)

@@ -114,6 +114,7 @@ def resume(
     run = open_run(path)
     run = replace(run, config=with_memory(run.config, memory))
     prepare_torch(run.config.threads)
+    require_fp8(run.config, device_of_run())
     with locked(path):
         checkpoint = load_checkpoint(path, strict=strict, report=report)
         if checkpoint is not None and checkpoint.step >= checkpoint.total_steps:
@@ -176,7 +177,6 @@ class _Trainer:
         if self.index.fingerprint != run.info.store_fingerprint:
             raise UserError(f"{self.store}: is not the store that {run.path} was trained on; bring that one back.")
         self.device = device_of_run()
-        require_fp8(self.config, self.device)
         self.step = 0
         if checkpoint is not None:
             encoder, weights = load_encoder(run, checkpoint, self.config.encoder), checkpoint.rows
@@ -230,7 +230,6 @@ class _Trainer:
         last_save = time.monotonic()
         self.encoder.train()
         with (
-            self.loader,
             _signals_caught(self),
             RunLog(self.run.path, self.step, self.total_steps, self.report, self.device) as log,
         ):

@@ -11,6 +11,7 @@ from elmo_kernels import rounding_triton as rt
 from elmo_kernels import triton_tiles as tt
 from elmo_kernels import types
 
+# A kernel moves its own pointers: Triton 3.6 passes no absent one through a call and back.
 _BLOCK = tl.constexpr(types.BLOCK_LABELS)
 
 
@@ -96,6 +97,14 @@ def _store(
 
 
 @triton.jit
+def _scalars(scalars_ptr):  # pragma: no cover
+    """(key of the random stream, learning rate, what decay keeps of a weight)."""
+    lr = rt.fp32_value(tl.load(scalars_ptr + 1).to(tl.uint32))
+    keep = rt.fp32_value(tl.load(scalars_ptr + 2).to(tl.uint32))
+    return tl.load(scalars_ptr), lr, keep
+
+
+@triton.jit
 def update_kernel(
     data_ptr, exponent_ptr, comp_ptr, g_ptr, x_ptr, partial_ptr, scalars_ptr, skipped_ptr, feature_ptr,
     label_offset, L, B, H,
@@ -121,9 +130,7 @@ def update_kernel(
         exponent_ptr += first.to(tl.int64) * groups
     if comp_ptr is not None:
         comp_ptr += first.to(tl.int64) * D
-    stream = tl.load(scalars_ptr)
-    lr = rt.fp32_value(tl.load(scalars_ptr + 1).to(tl.uint32))
-    keep = rt.fp32_value(tl.load(scalars_ptr + 2).to(tl.uint32))
+    stream, lr, keep = _scalars(scalars_ptr)
     instance = tl.arange(0, TILE_B)
     x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, EVEN), TILE_B, TILE_D)
     total = tl.zeros((TILE_B, TILE_D), tl.float32)
@@ -169,9 +176,7 @@ def mend_kernel(
             exponent_ptr += first.to(tl.int64) * groups
         if comp_ptr is not None:
             comp_ptr += first.to(tl.int64) * D
-        stream = tl.load(scalars_ptr)
-        lr = rt.fp32_value(tl.load(scalars_ptr + 1).to(tl.uint32))
-        keep = rt.fp32_value(tl.load(scalars_ptr + 2).to(tl.uint32))
+        stream, lr, keep = _scalars(scalars_ptr)
         instance = tl.arange(0, TILE_B)
         x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, False), TILE_B, TILE_D)
         for start in range(0, _BLOCK, TILE_L):

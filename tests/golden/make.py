@@ -16,7 +16,7 @@ from typing import Any
 from elmo_stream.config import LoaderConfig
 from elmo_stream.data.index import BACKENDS, StoreIndex
 from elmo_stream.data.loader import StreamLoader
-from elmo_stream.files import json_digest, read_json, write_json_durably
+from elmo_stream.files import read_sealed_json, write_sealed_json
 from elmo_stream.training.predict import Predictor
 from elmo_stream.training.run import open_run
 from tests.torture.materials import make_run, make_store, quiet
@@ -65,9 +65,9 @@ def main(out: Path) -> None:
         shutil.rmtree(run / "checkpoints" / "step-00000002")
         shutil.rmtree(run / "tensorboard")
         shutil.rmtree(run / "embeddings", ignore_errors=True)
-        body = {key: value for key, value in read_json(run / "run.json").items() if key != "sha256"}
+        body = read_sealed_json(run / "run.json")
         body["store"] = "store-zarr"  # rather than a place on the machine that made it
-        write_json_durably(run / "run.json", {**body, "sha256": json_digest(body)})
+        write_sealed_json(run / "run.json", body)
         facts[run.name] = run_facts(run)
     for path in [*out.glob("*.jsonl"), *out.glob("*.txt")]:
         path.unlink()

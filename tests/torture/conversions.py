@@ -3,6 +3,7 @@
 import random
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 from tests.torture.children import Blow, forked
@@ -42,17 +43,15 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
         if (out / "index.json").exists() and outcome.code == 2:
             outcome = forked().run("verify", out, log=place.log)  # the kill came after everything was done
         repeated |= _redone(before, _finished(out))
-        if outcome.traceback:
-            tally.tracebacks += 1
-        elif outcome.code or repeated:
-            tally.lost += 1
-        elif tree(out) != expected[kind]:
-            tally.silent += 1
-        else:
+        note = f"{out.name} ({kind}): done again {sorted(repeated)}; {outcome.output[-400:]}"
+        lost = bool(outcome.code or repeated)
+        if tally.judge(note, traceback=outcome.traceback, lost=lost, silent=partial(_differs, out, expected[kind])):
             shutil.rmtree(out)
-            continue
-        tally.notes.append(f"{out.name} ({kind}): done again {sorted(repeated)}; {outcome.output[-400:]}")
     return tally
+
+
+def _differs(out: Path, expected: dict[str, bytes]) -> bool:
+    return tree(out) != expected
 
 
 def _finished(out: Path) -> dict[str, tuple[int, int]]:

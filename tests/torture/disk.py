@@ -115,7 +115,7 @@ class Disk:
             if name == "dup" or (name == "fcntl" and "F_DUPFD" in text):
                 self._open[result] = opened
             elif name in _UNKNOWN:
-                raise NotImplementedError(f"{name}: {text[:200]}")
+                raise RuntimeError(f"the model of a disk does not know {name}: {text[:200]}")
             yield from self._written(opened, name, strings, numbers, result)
 
     def _opened(self, path: str, text: str, descriptor: int) -> Iterator[str]:
@@ -143,7 +143,7 @@ class Disk:
         elif name.startswith("rename"):
             target, new_last = self._parent(paths[1])
             if target is not folder:
-                raise NotImplementedError("a rename into another folder")
+                raise RuntimeError("the model of a disk does not know a rename into another folder")
             folder.change(**{last: None, new_last: folder.names[last]})
         else:
             folder.change(**{last: None})

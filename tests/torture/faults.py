@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from elmo_stream.errors import ElmoStreamError
@@ -52,19 +53,14 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
         out = bench.prepare(fault.verb)
         outcome, hit = bench.run(fault.verb, out, fault)
         tally.tries += hit
-        if outcome.traceback:
-            tally.tracebacks += 1
-        elif (
-            outcome.code not in (0, _IO)
-            or (outcome.code and str(bench.folder) not in outcome.output)
-            or not bench.intact(fault.verb, out, outcome.code == 0)
-        ):
-            tally.lost += 1
-        elif not bench.succeeds_after(fault.verb, out, outcome.code == 0):
-            tally.silent += 1
-        else:
-            continue
-        tally.notes.append(f"{fault}: exit {outcome.code}, {outcome.output[-500:]}")
+        succeeded = outcome.code == 0
+        told = succeeded or (outcome.code == _IO and str(bench.folder) in outcome.output)
+        tally.judge(
+            f"{fault}: exit {outcome.code}, {outcome.output[-500:]}",
+            traceback=outcome.traceback,
+            lost=not outcome.traceback and not (told and bench.intact(fault.verb, out, succeeded)),
+            silent=partial(bench.fails_after, fault.verb, out, succeeded),
+        )
     return tally
 
 
@@ -145,13 +141,13 @@ class _Bench:
                 return False
         return verb == "train" or checkpoint_steps(out)[-1] >= checkpoint_steps(self._begun)[-1]
 
-    def succeeds_after(self, verb: str, out: Path, succeeded: bool) -> bool:
-        """Whether the command succeeds now, and gives what one without a fault gives."""
+    def fails_after(self, verb: str, out: Path, succeeded: bool) -> bool:
+        """Whether the command fails now, or gives something else than one without a fault."""
         if not succeeded:
             again = "resume" if (out / "run.json").is_file() else verb
             outcome = forked().run(*self._arguments(again, out), log=self.place.log)
             if outcome.code:
-                return False
+                return True
         if verb == "predict":
             found: object = out.read_bytes()
             whole: object = self._expected_lines
@@ -160,7 +156,7 @@ class _Bench:
         else:
             found, whole = result_of(out), self._expected_run
         shutil.rmtree(out.parent)
-        return found == whole
+        return found != whole
 
     def _trace(self, verb: str) -> tuple[list[str], int, Path]:
         out = self.prepare(verb)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elmo_stream.data.index import StoreIndex
-from elmo_stream.files import json_digest, read_json, write_json_durably
+from elmo_stream.files import read_json, write_sealed_json
 from tests.data.shards import forged
 from tests.torture.materials import make_run, make_store
 from tests.torture.memory import MOST_BYTES, grown_bytes
@@ -87,7 +87,7 @@ class Box:
         """Change keys of a file that holds its own checksum, which then agrees."""
         body = {**read_json(path), **change}
         body.pop("sha256", None)
-        write_json_durably(path, {**body, "sha256": json_digest(body)})
+        write_sealed_json(path, body)
 
 
 def _entry(content: bytes) -> dict[str, object]:

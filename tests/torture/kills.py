@@ -4,7 +4,9 @@ import json
 import random
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from elmo_stream.training.checkpoint import checkpoint_steps
 from tests.torture.children import Blow
@@ -46,17 +48,16 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
         newest = max([0, *checkpoint_steps(run)])
         repeated = _reported_step(run) - newest
         outcome = place.go_on(run, fmt)
-        if outcome.traceback:
-            tally.tracebacks += 1
-        elif outcome.code or (newest and f"at step {newest:,}." not in outcome.output):
-            tally.lost += 1
-        elif result_of(run) != expected[fmt] or repeated > EVERY_STEPS:
-            tally.silent += 1
-        else:
+        note = f"{run.name} ({fmt}), from step {newest}: {outcome.output[-400:]}"
+        lost = bool(outcome.code or (newest and f"at step {newest:,}." not in outcome.output))
+        silent = partial(_differs, run, expected[fmt], repeated)
+        if tally.judge(note, traceback=outcome.traceback, lost=lost, silent=silent):
             shutil.rmtree(run)
-            continue
-        tally.notes.append(f"{run.name} ({fmt}), from step {newest}: {outcome.output[-400:]}")
     return tally
+
+
+def _differs(run: Path, expected: dict[str, Any], repeated: int) -> bool:
+    return result_of(run) != expected or repeated > EVERY_STEPS
 
 
 def _reported_step(run: Path) -> int:

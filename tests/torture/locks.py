@@ -24,11 +24,11 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
         if number % 2:
             first = place.shard_arguments(out)
             where, rivals = Blow(signal.SIGSTOP, call=rng.randint(8, 60), below=str(out / ".build")), [first]
-            whole: Callable[[], bool] = lambda out=out: tree(out) == expected_store  # noqa: E731
+            differs: Callable[[], bool] = lambda out=out: tree(out) != expected_store  # noqa: E731
         else:
             first = place.train_arguments(out, FORMATS[0])
             where, rivals = Blow(signal.SIGSTOP, line=rng.randint(1, 3)), [first, ("resume", out)]
-            whole = lambda out=out: result_of(out) == expected_run  # noqa: E731
+            differs = lambda out=out: result_of(out) != expected_run  # noqa: E731
         holder_log = folder / "holder.log"
         holder = forked().start(*first, log=holder_log, blow=where)
         forked().wait_until_stopped(holder)
@@ -37,14 +37,9 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
         forked().send(holder, signal.SIGKILL)
         forked().wait(holder, holder_log)
         after = forked().run(*rivals[-1], log=place.log)
-        if any(outcome.traceback for outcome in (*refused, after)):
-            tally.tracebacks += 1
-        elif any(outcome.code != _LOCKED for outcome in refused) or after.code:
-            tally.lost += 1
-        elif not whole():
-            tally.silent += 1
-        else:
+        note = f"{out.name}, {where}: {[o.code for o in refused]}, then {after.code} {after.output}"
+        traceback = any(outcome.traceback for outcome in (*refused, after))
+        lost = any(outcome.code != _LOCKED for outcome in refused) or bool(after.code)
+        if tally.judge(note, traceback=traceback, lost=lost, silent=differs):
             shutil.rmtree(out)
-            continue
-        tally.notes.append(f"{out.name}, {where}: {[o.code for o in refused]}, then {after.code} {after.output}")
     return tally

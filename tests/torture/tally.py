@@ -19,6 +19,22 @@ class Tally:
     tracebacks: int = 0
     notes: list[str] = field(default_factory=list)
 
+    def judge(self, note: str, *, traceback: bool, lost: bool, silent: Callable[[], bool]) -> bool:
+        """Count how a try ended, by the first that is true, with a note of what broke; whether it survived.
+
+        ``silent`` is asked last, for it may read what is there only where nothing was lost.
+        """
+        if traceback:
+            self.tracebacks += 1
+        elif lost:
+            self.lost += 1
+        elif silent():
+            self.silent += 1
+        else:
+            return True
+        self.notes.append(note)
+        return False
+
     @property
     def failed(self) -> int:
         """Tries that broke the promise."""

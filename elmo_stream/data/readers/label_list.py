@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.arrays import map_array
 from elmo_stream.data.hashing import hash_names
 from elmo_stream.data.readers.instance import MAX_LABEL_BYTES, InputFile, refusal
 from elmo_stream.data.readers.lines import decode, read_lines
@@ -42,7 +43,7 @@ class LabelList:
 
 class _Strings:
     def __init__(self, path: Path) -> None:
-        self._offsets = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        self._offsets = map_array(path.with_suffix(".npy"))
         blob = path.with_suffix(".bin")
         self._blob = np.memmap(blob, np.uint8, "r") if blob.stat().st_size else np.empty(0, np.uint8)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.arrays import map_array
 from elmo_stream.data.readers.instance import Features, InputFile, refusal
 from elmo_stream.data.readers.lines import read_lines, strip_end
-from elmo_stream.errors import UserError
+from elmo_stream.errors import CorruptError, UserError
 
 MAX_COLUMNS = 2**31 - 1
 _HEADER = re.compile(rb"\s*(\d{1,15})\s+(\d{1,15})(?:\s+(\d{1,15}))?\s*")
@@ -104,9 +105,9 @@ def open_csr(file: InputFile) -> CsrMatrix:
     arrays = {}
     for key in ("data", "indices", "indptr", "shape", "format"):
         try:
-            arrays[key] = np.load(file.path / f"{key}.npy", mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{file.name}: array '{key}' cannot be read ({error}).") from error
+            arrays[key] = map_array(file.path / f"{key}.npy")
+        except (CorruptError, OSError) as error:
+            raise UserError(f"{file.name}: array '{key}' cannot be read ({error.__cause__ or error}).") from error
     kind = arrays["format"]
     if kind.ndim or kind.dtype.kind not in "SU" or kind.item() not in (b"csr", "csr"):
         raise UserError(f"{file.name}: holds a matrix that is not in CSR form; convert it with scipy's tocsr().")
