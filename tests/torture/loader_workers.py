@@ -183,16 +183,19 @@ def _await(done: Callable[[], bool]) -> None:
         threading.Event().wait(0.005)
 
 
-def _held() -> dict[str, int]:
+def _held() -> dict[str, set[str]]:
     """What may leak: open files, shared memory, threads."""
-    shared = len(list(Path("/dev/shm").iterdir())) if Path("/dev/shm").is_dir() else 0
+    shared = Path("/dev/shm")
     return {
-        "open files": len(os.listdir("/proc/self/fd")),
-        "shared memory": shared,
-        "threads": len(_threads_of_loaders()),
+        "open files": set(os.listdir("/proc/self/fd")),
+        "shared memory": set(os.listdir(shared)) if shared.is_dir() else set(),
+        "threads": {str(thread.ident) for thread in _threads_of_loaders()},
     }
 
 
-def _left_behind(before: dict[str, int]) -> str:
-    after = _held()
-    return ", ".join(f"{after[key] - before[key]} {key} left" for key in before if after[key] > before[key])
+def _left_behind(before: dict[str, set[str]]) -> str:
+    def left() -> dict[str, set[str]]:
+        return {what: now - before[what] for what, now in _held().items() if now - before[what]}
+
+    _await(lambda: not left())  # other processes come and go in the shared memory
+    return ", ".join(f"{len(names)} {what} left" for what, names in left().items())
