@@ -102,7 +102,7 @@ def test_a_plan_from_numbers_puts_what_has_no_room_on_the_disk(tmp_path: Path) -
     plan = run_cli(
         "plan", "--labels", 30_000_000, "--dim", 64, "--instances", 1000, "--device-memory", "1500MiB",
         "--disk", tmp_path, "--set", "threads=1", "--rate", "disk_read=1GB", "--rate", "disk_write=500MB",
-        "--rate", "weights=1e12", "--rate", "flops=1e12", "--json",
+        "--rate", "disk_work=1e15", "--rate", "weights=1e12", "--rate", "flops=1e12", "--json",
     )  # fmt: skip
     value = json.loads(plan.stdout)
     assert value["placement"]["device"] > 0 and value["placement"]["mapped"] > 0
