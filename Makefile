@@ -34,7 +34,7 @@ test: setup ## lint, and every test with coverage, side by side
 	$(MAKE) --no-print-directory -j2 lint pytest
 
 pytest: setup
-	$(BIN)/python -m pytest -m 'not slow' --cov
+	$(BIN)/python -m pytest -m 'not slow' --cov --numprocesses 2 --dist worksteal
 
 torture: setup ## break what must not break, for some minutes: kills, power cuts, full disks, bad input
 	$(BIN)/python -m tests.torture
