@@ -8,7 +8,7 @@ suffice, since decompression and NumPy's copies release the interpreter lock.
 
 import errno
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -23,10 +23,11 @@ from elmo_stream.config import LoaderConfig
 from elmo_stream.data.batch import Batch, make_batch
 from elmo_stream.data.embeddings import Embeddings
 from elmo_stream.data.index import StoreIndex
-from elmo_stream.data.order import WINDOW_SHARDS, ShuffledOrder, StoredOrder, batch_permutation
+from elmo_stream.data.order import ShuffledOrder, StoredOrder, batch_permutation
 from elmo_stream.data.rows import LabelNameRows, Rows, RowsWithLabelTexts, SplitRows
 from elmo_stream.data.store import Shard, concatenate, offsets_of
 from elmo_stream.errors import UserError
+from elmo_stream.system import return_free_memory
 from elmo_stream.threads import DaemonThreads
 
 STATE_VERSION = 1
@@ -35,12 +36,12 @@ CLOSE_SECONDS = 10
 
 
 class _ShardCache:
-    """The shards in use, each read once however many threads ask for it; the least recently used one leaves."""
+    """The shards in use, each read once however many threads ask for it."""
 
     def __init__(self, read: Callable[[int], Shard]) -> None:
         self._read = read
         self._lock = threading.Lock()
-        self._shards: OrderedDict[int, Future[Shard]] = OrderedDict()
+        self._shards: dict[int, Future[Shard]] = {}
 
     def in_reading(self) -> list[int]:
         """The shards that are being read."""
@@ -53,16 +54,21 @@ class _ShardCache:
             mine = future is None
             if future is None:
                 future = self._shards[shard] = Future()
-            self._shards.move_to_end(shard)
-            # Two windows: one in use and the next one, which the threads ahead have begun.
-            while len(self._shards) > 2 * WINDOW_SHARDS:
-                self._shards.popitem(last=False)
         if mine:
             try:
                 future.set_result(self._read(shard))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
+
+    def keep(self, shards: set[int]) -> None:
+        """Forget all other shards."""
+        with self._lock:
+            gone = self._shards.keys() - shards
+            for shard in gone:
+                del self._shards[shard]
+        if gone:
+            return_free_memory()
 
 
 class StreamLoader:
@@ -174,18 +180,25 @@ class StreamLoader:
         plan = self._plan_groups()
         if self._pool is None:
             for epoch, group, order in plan:
+                self._cache.keep(self._shards_of(group, order))
                 yield epoch, group, self._build_group(epoch, group, order)
             return
-        ahead: deque[tuple[int, int, Future[list[Batch]]]] = deque()
+        ahead: deque[tuple[int, int, set[int], Future[list[Batch]]]] = deque()
+
+        def oldest() -> tuple[int, int, list[Batch]]:
+            # Groups are begun in order, so no thread is at work on one before these.
+            self._cache.keep(set().union(*(shards for _, _, shards, _ in ahead)))
+            epoch, group, _, future = ahead.popleft()
+            return epoch, group, self._wait(future)
+
         try:
             for epoch, group, order in plan:
-                ahead.append((epoch, group, self._pool.submit(partial(self._build_group, epoch, group, order))))
+                future = self._pool.submit(partial(self._build_group, epoch, group, order))
+                ahead.append((epoch, group, self._shards_of(group, order), future))
                 if len(ahead) > self._config.prefetch:
-                    first_epoch, first_group, future = ahead.popleft()
-                    yield first_epoch, first_group, self._wait(future)
+                    yield oldest()
             while ahead:
-                first_epoch, first_group, future = ahead.popleft()
-                yield first_epoch, first_group, self._wait(future)
+                yield oldest()
         finally:
             for *_, future in ahead:
                 future.cancel()
@@ -219,10 +232,14 @@ class StreamLoader:
 
     def _order(self, epoch: int) -> ShuffledOrder | StoredOrder:
         if not self._shuffle:
-            return StoredOrder(self._first, self._last)
+            return StoredOrder(self._rows.sizes.tolist(), self._first, self._last)
         if self._first:
             raise ValueError("a shuffled loader starts at the first row of its split")
         return ShuffledOrder(self._rows.sizes.tolist(), seed=self._seed, epoch=epoch)
+
+    def _shards_of(self, group: int, order: ShuffledOrder | StoredOrder) -> set[int]:
+        size = self._batch * self._config.bucket
+        return order.shards(group * size, (group + 1) * size)
 
     def _build_group(self, epoch: int, group: int, order: ShuffledOrder | StoredOrder) -> list[Batch]:
         size = self._batch * self._config.bucket

@@ -64,12 +64,19 @@ class ShuffledOrder:
             start, window = int(end), window + 1
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
+    def shards(self, start: int, stop: int) -> set[int]:
+        """The shards of the windows that these positions lie in, without finding their ids."""
+        first = int(np.searchsorted(self._window_start, start, side="right")) - 1
+        last = int(np.searchsorted(self._window_start, min(stop, len(self)), side="left"))
+        return set(self._shards[first * WINDOW_SHARDS : last * WINDOW_SHARDS].tolist())
+
 
 class StoredOrder:
     """Instance ids in the order of the store, for evaluation: positions ``first`` to ``last`` of the split."""
 
-    def __init__(self, first: int, last: int) -> None:
+    def __init__(self, shard_rows: Sequence[int], first: int, last: int) -> None:
         self._first, self._last = first, last
+        self._end_id = np.cumsum(shard_rows, dtype=np.int64)
 
     def __len__(self) -> int:
         return self._last - self._first
@@ -77,3 +84,9 @@ class StoredOrder:
     def ids(self, start: int, stop: int) -> np.ndarray:
         """Instance ids (int64) at positions ``start`` to ``stop`` of the range."""
         return np.arange(self._first + start, min(self._first + stop, self._last), dtype=np.int64)
+
+    def shards(self, start: int, stop: int) -> set[int]:
+        """The shards that these positions lie in."""
+        ends = [self._first + start, min(self._first + stop, self._last) - 1]
+        first, last = np.searchsorted(self._end_id, ends, side="right")
+        return set(range(int(first), int(last) + 1))

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from elmo_stream.data.batch import Batch
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.labels import LabelNames
 from elmo_stream.data.loader import StreamLoader
-from elmo_stream.data.store import open_store
+from elmo_stream.data.order import WINDOW_SHARDS
+from elmo_stream.data.rows import SplitRows
+from elmo_stream.data.shard import convert
+from elmo_stream.data.store import Shard, open_store
 from elmo_stream.data.tokenize import Tokenizer
 from elmo_stream.errors import CorruptError, UserError
 
@@ -88,6 +92,31 @@ def test_any_position_resumes_with_the_batch_that_would_have_come(store: Path, w
         with _loader(store) as third:
             third.load_state_dict(third_state)
             assert _same(_take(third, 1)[0], walk[consumed + 1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_is_read_once_an_epoch_and_forgotten_with_its_window(
+    corpus: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = {"tokenizer": "train:1200", "max_length": 32, "workers": 1, "report": lambda line: None}
+    convert([corpus / "train.jsonl"], tmp_path / "store", rows_per_shard=50, **quiet)  # type: ignore[arg-type]
+    read: list[int] = []
+    held: dict[int, weakref.finalize] = {}  # type: ignore[type-arg]
+    read_shard = SplitRows.read
+
+    def counted(rows: SplitRows, number: int) -> Shard:
+        read.append(number)
+        shard = read_shard(rows, number)
+        held[number] = weakref.finalize(shard, lambda: None)
+        return shard
+
+    monkeypatch.setattr(SplitRows, "read", counted)
+    with _loader(tmp_path / "store", workers=workers, prefetch=2, bucket=1) as loader:
+        batches = itertools.islice(loader, loader.batches_per_epoch - 2)
+        alive = [sum(shard.alive for shard in held.values()) for _ in batches]
+    assert sorted(read) == list(range(30))
+    # The last groups of a window are waited for while those of the next one are read.
+    assert max(alive) <= 2 * WINDOW_SHARDS and min(alive[len(alive) // 2 :]) <= WINDOW_SHARDS
 
 
 def test_positives_are_sorted_with_a_pointer_per_block(store: Path) -> None:

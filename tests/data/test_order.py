@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elmo_stream.data.order import ShuffledOrder, StoredOrder, batch_permutation
+from elmo_stream.data.order import WINDOW_SHARDS, ShuffledOrder, StoredOrder, batch_permutation
 
 SHARDS = [7, 1, 30, 12, 12, 5, 64, 3, 9]
 
@@ -48,6 +48,16 @@ FROZEN_ORDER = [10, 8, 0, 6, 3, 4, 1, 7, 5, 2, 9, 11]
 
 
 def test_evaluation_reads_the_stored_order() -> None:
-    order = StoredOrder(5, 9)
+    order = StoredOrder(SHARDS, 5, 9)
     assert len(order) == 4
     assert order.ids(1, 10).tolist() == [6, 7, 8]
+
+
+@pytest.mark.parametrize("order", [ShuffledOrder(SHARDS, seed=3, epoch=2), StoredOrder(SHARDS, 3, 140)])
+def test_the_shards_of_a_position_are_known_before_its_instances(order: ShuffledOrder | StoredOrder) -> None:
+    for start in range(0, len(order), 3):
+        for stop in (start + 1, start + 20, 1000):
+            touched = np.searchsorted(np.cumsum(SHARDS), order.ids(start, stop), side="right")
+            named = order.shards(start, stop)
+            assert set(touched.tolist()) <= named
+            assert len(named) <= len(set(touched.tolist())) + 2 * (WINDOW_SHARDS - 1)
