@@ -90,7 +90,7 @@ def bounds(run: Path) -> dict[str, Any]:
     from elmo_stream.model.chunk_reader import ChunkReader
     from elmo_stream.model.placement import plan_chunks
     from elmo_stream.model.scratch import ScratchFiles
-    from elmo_stream.training.rates import one_chunk_step
+    from elmo_stream.training.rates import chunk_step, probe_chunk
     from elmo_stream.training.run import open_run, prepare_torch
 
     opened = open_run(run)
@@ -115,7 +115,8 @@ def bounds(run: Path) -> dict[str, Any]:
     finally:
         files.close()
     labels = chunks.largest_labels
-    step = one_chunk_step(config, config.encoder.dim, torch.device("cpu"), labels, config.train.batch)
+    probe = probe_chunk(config, config.encoder.dim, torch.device("cpu"), labels)
+    step = chunk_step(config, [probe], config.train.batch)
     step()
     start = time.perf_counter()
     for _ in range(sample):

@@ -1,10 +1,11 @@
 """How true plans are: peak memory and step time of runs against their plans, each run a process of its own.
 
-    python tools/bench_plan.py --folder SCRATCH [--only 3] [--steps 12] [--threads 1]
+    python tools/bench_plan.py --folder SCRATCH [--only 3] [--steps 12] [--threads 1] [--rounds 3]
 
 For every configuration a store is made (tools/synthetic_store.py), a plan with its calibration is computed in one
 process, and training runs in another: its peak of resident memory, and that beyond what the process had before anything
-was allocated (delta), against the plan; its seconds a step against the prediction. Prints a table, or JSON.
+was allocated (delta), against the plan; its seconds a step against the prediction. Prints a table, or JSON. Where the
+speed of a machine varies from minute to minute, more rounds calibrate and train in turn, and the medians are compared.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 STORE = Path(__file__).with_name("synthetic_store.py")
@@ -96,7 +98,7 @@ def _make_bert(folder: Path, store: Path, dim: int) -> Path:
     return target
 
 
-def measure(folder: Path, number: int, steps: int, threads: int) -> dict[str, Any]:
+def measure(folder: Path, number: int, steps: int, threads: int, rounds: int) -> dict[str, Any]:
     """Plan, then train, one configuration of the grid."""
     labels, dim, batch, keys, share = GRID[number]
     store = folder / f"store-{labels}"
@@ -109,26 +111,30 @@ def measure(folder: Path, number: int, steps: int, threads: int) -> dict[str, An
         keys += ["encoder.kind=transformer", f"encoder.name={json.dumps(str(_make_bert(folder, store, dim)))}"]
     else:
         keys.append(f"encoder.dim={dim}")
-    plan = _child("plan", str(store), str(folder / "none"), *keys)
     if share < 1:
+        plan = _child("plan", str(store), str(folder / "none"), *keys)
         where = {row["name"]: row["bytes"] for row in plan["memory"] if row["where"] == "device"}
         chunks = sum(size for name, size in where.items() if name.startswith("classifier ") and name.endswith("device"))
         keys.append(f"memory.device={int(plan['peak']['device'] - (1 - share) * 0.9 * chunks)}")
-        plan = _child("plan", str(store), str(folder / "none"), *keys)
-    measured = _child("train", str(store), str(folder / f"run-{number}-{time.time_ns()}"), *keys)
-    planned = measured["plan"]
+    plans, runs = [], []
+    for _ in range(rounds):
+        plans.append(_child("plan", str(store), str(folder / "none"), *keys))
+        runs.append(_child("train", str(store), str(folder / f"run-{number}-{time.time_ns()}"), *keys))
+    planned = runs[0]["plan"]
+    peak = max(run["peak"] for run in runs)
+    step, step_planned = median(run["step"] for run in runs), median(plan["time"]["step"] for plan in plans)
     base = next(row["bytes"] for row in planned["memory"] if row["name"].startswith("interpreter"))
     return {
         "configuration": " ".join(key for key in keys if "encoder.name" not in key),
         "labels": labels,
         "placement": planned["placement"],
-        "peak_measured": measured["peak"],
+        "peak_measured": peak,
         "peak_planned": planned["peak"]["device"],
-        "delta_ratio": (measured["peak"] - base) / (planned["peak"]["device"] - base),
-        "total_ratio": measured["peak"] / planned["peak"]["device"],
-        "step_measured": measured["step"],
-        "step_planned": plan["time"]["step"],
-        "step_ratio": measured["step"] / plan["time"]["step"],
+        "delta_ratio": (peak - base) / (planned["peak"]["device"] - base),
+        "total_ratio": peak / planned["peak"]["device"],
+        "step_measured": step,
+        "step_planned": step_planned,
+        "step_ratio": step / step_planned,
     }
 
 
@@ -139,6 +145,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, action="append", help="number of a configuration; may be repeated")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -149,7 +156,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in arguments.only or range(len(GRID)):
-        rows.append(row := measure(arguments.folder, number, arguments.steps, arguments.threads))
+        rows.append(row := measure(arguments.folder, number, arguments.steps, arguments.threads, arguments.rounds))
         if not arguments.json:
             step, peak = 1000 * row["step_measured"], row["peak_measured"] / 2**20
             planned_step, planned_peak = 1000 * row["step_planned"], row["peak_planned"] / 2**20

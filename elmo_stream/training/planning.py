@@ -20,7 +20,7 @@ from elmo_stream.model.placement import DEVICE, MAPPED, PINNED, ChunkPlan, plan_
 from elmo_stream.system import free_memory_bytes, resident_bytes, return_free_memory
 from elmo_stream.training.encoder_memory import encoder_memory, evaluation_bytes
 from elmo_stream.training.plan import ALWAYS, DISK, EVALUATION_BATCH, HOST, RUN, Plan, Row
-from elmo_stream.training.rates import measure_rates, one_chunk_step
+from elmo_stream.training.rates import chunk_step, measure_rates, probe_chunk
 from elmo_stream.training.run import instances_per_epoch
 
 FREE_SHARE = 0.9
@@ -147,7 +147,7 @@ def _process_rows(config: Config, encoder: Encoder, device: torch.device) -> Ite
     import elmo_stream.data.store_zarr  # noqa: F401
 
     threads = torch.get_num_threads()
-    one_chunk_step(config, DIM_MULTIPLE, device, BLOCK_LABELS, 2)()
+    chunk_step(config, [probe_chunk(config, DIM_MULTIPLE, device, BLOCK_LABELS)], 2)()
     torch.set_num_threads(threads)  # Numba, when it starts, sets the number for all that use OpenMP
     return_free_memory()  # of what this process did before; none of it is needed
     weights = sum(p.untyped_storage().nbytes() for p in encoder.parameters() if p.device.type == "cpu")

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import elmo_kernels
 import torch
-from elmo_kernels import BLOCK_LABELS, Positives
+from elmo_kernels import BLOCK_LABELS, ChunkWeights, Positives
 
 from elmo_stream.config import Config, parse_size
 from elmo_stream.errors import UserError
@@ -26,6 +28,8 @@ from elmo_stream.model.scratch import ScratchFiles
 from elmo_stream.training.optim import build_optimizer
 
 PROBE_WEIGHTS = 1 << 25
+PROBE_BYTES = 64 << 20
+"""Chunks in turn take this much, so that their weights come from memory and not from a cache, as in training."""
 PROBE_SECONDS = 0.4
 PROBE_FILES, PROBE_FILE_BYTES, PROBE_ROUNDS = 8, 16 << 20, 4
 PROBE_TOKENS = 2048
@@ -101,8 +105,12 @@ def measure_rates(
     chunk_labels = min(chunks.largest_labels, elmo_kernels.preferred_chunk_labels(device, dim))
     labels = BLOCK_LABELS * max(1, min(chunk_labels, PROBE_WEIGHTS // dim) // BLOCK_LABELS)
 
+    size = chunks.layouts[0].bytes * labels // chunks.largest_labels
+    count = min(len(chunks.layouts), max(1, PROBE_BYTES // size))
+    probes = [probe_chunk(config, dim, device, labels) for _ in range(count)]
+
     def chunk_seconds(batch: int) -> float:
-        return _best(one_chunk_step(config, dim, device, labels, batch), device)
+        return _usual(chunk_step(config, probes, batch), device)
 
     fixed, each = _per_instance(chunk_seconds, config.train.batch)
     rates = Rates(flops=6 * dim * labels / each if each > 0 else None, weights=labels * dim / max(fixed, 1e-9))
@@ -131,18 +139,17 @@ def _per_instance(seconds: Callable[[int], float], batch: int) -> tuple[float, f
     return max(0.0, whole - each * batch), each
 
 
-def _best(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of the fastest of some runs."""
-    best, begin = float("inf"), time.perf_counter()
+def _usual(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a run, the median of some."""
     run()  # compiles, or fills caches
-    while True:
+    seconds, begin = [], time.perf_counter()
+    while not seconds or time.perf_counter() - begin < PROBE_SECONDS:
         start = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-        if time.perf_counter() - begin > PROBE_SECONDS and best < float("inf"):
-            return best
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
 
 
 @dataclass(slots=True)
@@ -159,20 +166,31 @@ def _no_positives(labels: int, device: torch.device) -> Positives:
     return _NoPositives(none, none, none.float(), blocks)
 
 
-def one_chunk_step(config: Config, dim: int, device: torch.device, labels: int, batch: int) -> Callable[[], Any]:
-    """A function that does what a step does with one chunk of random weights; its first call loads the kernels."""
+def probe_chunk(config: Config, dim: int, device: torch.device, labels: int) -> ChunkWeights:
+    """A chunk of random weights in the format of the configuration."""
     rule = config.classifier
     head = round(rule.kahan_share * labels)
-    chunk = elmo_kernels.make_chunk(
+    return elmo_kernels.make_chunk(
         rule.format, labels, dim, 0, seed=0, std=rule.init_std, kahan_rows=head, device=device
     )
+
+
+def chunk_step(config: Config, chunks: Sequence[ChunkWeights], batch: int) -> Callable[[], Any]:
+    """A function that does what a step does with one chunk, the next one each time; its first call loads the kernels.
+
+    The chunks have one shape and lie on one device.
+    """
+    rule = config.classifier
+    (labels, dim), device = chunks[0].data_LD.shape, chunks[0].data_LD.device
     x_BD = torch.randn(batch, dim, generator=torch.Generator().manual_seed(0)).to(device)
     positives = _no_positives(labels, device)
     flags, dx_BD = torch.zeros(2, dtype=torch.int64, device=device), torch.zeros_like(x_BD)
     operand = elmo_kernels.operand(x_BD, rule.format)
     rounding = "stochastic" if rule.rounding == "kahan" else rule.rounding
+    turns = cycle(chunks)
 
     def step() -> None:
+        chunk = next(turns)
         scalars = elmo_kernels.step_scalars(device, lr=1e-3, weight_decay=rule.weight_decay, seed=0, step=0)
         x = elmo_kernels.fp8_operand(operand) if rule.fp8_logits else operand
         g_LB, _ = elmo_kernels.logit_grad(chunk, x, positives, loss=rule.loss, prior=-5.0)
@@ -197,7 +215,7 @@ def _encoder_step(config: Config, encoder: Encoder, tokens: int, vocabulary: int
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-        return _best(step, device)
+        return _usual(step, device)
 
     return seconds
 
@@ -247,7 +265,7 @@ def _disk_work(config: Config, chunks: ChunkPlan, disk: tuple[float, float], fol
                 labels, dim, rule, prior=0.5, seed=0, device=cpu, plan=plan, scratch=Path(place)
             )
             try:
-                seconds.append(_best(partial(classifier.train_step, x_BD, positives, lr=1e-3, step=0), cpu))
+                seconds.append(_usual(partial(classifier.train_step, x_BD, positives, lr=1e-3, step=0), cpu))
             finally:
                 classifier.close()
         moved = plan.bytes_at(MAPPED)
@@ -268,5 +286,5 @@ def _copy_rates(device: torch.device) -> tuple[float, float]:
         with torch.cuda.stream(streams[1]):
             host[1].copy_(there[1], non_blocking=True)
 
-    rate = size / _best(copy, device)
+    rate = size / _usual(copy, device)
     return rate, rate
