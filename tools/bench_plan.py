@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -81,8 +82,6 @@ def _child(*arguments: str) -> dict[str, Any]:
 
 def _make_bert(folder: Path, store: Path, dim: int) -> Path:
     """A small BERT with random weights for the store's tokenizer."""
-    import shutil
-
     import torch
     from transformers import BertConfig, BertModel
 
@@ -119,7 +118,9 @@ def measure(folder: Path, number: int, steps: int, threads: int, rounds: int) ->
     plans, runs = [], []
     for _ in range(rounds):
         plans.append(_child("plan", str(store), str(folder / "none"), *keys))
-        runs.append(_child("train", str(store), str(folder / f"run-{number}-{time.time_ns()}"), *keys))
+        run = folder / f"run-{number}"
+        runs.append(_child("train", str(store), str(run), *keys))
+        shutil.rmtree(run)
     planned = runs[0]["plan"]
     peak = max(run["peak"] for run in runs)
     step, step_planned = median(run["step"] for run in runs), median(plan["time"]["step"] for plan in plans)
