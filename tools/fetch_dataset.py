@@ -27,12 +27,18 @@ REPOSITORY = "The Extreme Classification Repository: http://manikvarma.org/downl
 JSON_FILES = ("trn.json.gz", "tst.json.gz", "lbl.json.gz")
 RAW_FILES = ("train_raw_texts.txt", "train_labels.txt", "test_raw_texts.txt", "test_labels.txt")
 BOW_FILES = ("trn_X_Xf.txt", "trn_X_Y.txt", "tst_X_Xf.txt", "tst_X_Y.txt")
+TEXT_FILES = ("trn_X.txt", "trn_X_Y.txt", "tst_X.txt", "tst_X_Y.txt")
 FILTER = ("filter_labels_test.txt",)
 ATTENTION_XML = "The raw texts and labels in the layout of AttentionXML: https://github.com/yourh/AttentionXML"
 MULAN = (
     "A research data set of Mulan. As sparse text: the repository below, or ARFF files at\n"
     "  https://github.com/xiaohan2012/mlc-starter-project (multi-label-data). It has no licence text: use it for "
     "benchmarks.\n  " + REPOSITORY
+)
+TIBKAT = (
+    "Records of the German National Library of Science and Technology (SemEval-2025 task 5), CC BY-SA 4.0:\n"
+    "  https://github.com/sciknoworg/subject-indexing-dataset (library-records-dataset). They are JSON-LD: write\n"
+    "  title and abstract to trn_X.txt, one record a line, and the subjects to trn_X_Y.txt."
 )
 
 
@@ -67,18 +73,12 @@ DATA_SETS = {
     ),
     "bibtex": DataSet(MULAN, BOW_FILES, ("Y.txt",), 4_880, 2_515, 159),
     "delicious": DataSet(MULAN, BOW_FILES, ("Y.txt",), 0, 0, 983),
-    "tibkat": DataSet(
-        "Records of the German National Library of Science and Technology (SemEval-2025 task 5), CC BY-SA 4.0:\n"
-        "  https://github.com/sciknoworg/subject-indexing-dataset (library-records-dataset). They are JSON-LD: write\n"
-        "  title and abstract to trn_X.txt, one record a line, and the subjects to trn_X_Y.txt.",
-        ("trn_X.txt", "trn_X_Y.txt", "tst_X.txt", "tst_X_Y.txt"),
-        ("val_X.txt", "val_X_Y.txt", "Y.txt"),
-        labels=22_625,
-    ),
+    "tibkat-gnd-en": DataSet(TIBKAT, TEXT_FILES, ("val_X.txt", "val_X_Y.txt", "Y.txt"), 41_333, 9_220, 22_625),
+    "tibkat-kw": DataSet(TIBKAT, TEXT_FILES, ("val_X.txt", "val_X_Y.txt", "Y.txt"), 90_441, 26_058, 121_251),
     "yso-tiny": DataSet(
         "A dense corner (5,000 and 1,000 titles) of subjects/yso-finna-en in https://github.com/NatLibFi/Annif-corpora,\n"
         "  CC0. The whole corpus is TSV, which `elmo-stream shard` reads as it is.",
-        ("trn_X.txt", "trn_X_Y.txt", "tst_X.txt", "tst_X_Y.txt"),
+        TEXT_FILES,
         ("Y.txt",),
         5_000,
         1_000,

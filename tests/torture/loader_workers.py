@@ -157,7 +157,8 @@ def _killed_conversion(store: Path, chance: random.Random) -> str:
         return errors
     if process.returncode and (stop or "worker process died" not in errors):
         return f"code {process.returncode}: {errors}"
-    subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE, env=environment)
+    if process.returncode:
+        subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE, env=environment)
     verify(out)
     return ""
 
