@@ -138,6 +138,7 @@ class _RemoteFile:
 
     def __init__(self, place: RemoteFolder) -> None:
         self._place, self._position = place, 0
+        self._in_parts = True
         self._stream: IO[bytes] | None = None
         self._insist(self._open)
 
@@ -151,10 +152,11 @@ class _RemoteFile:
         """The stream, opened anew where it failed, at the byte to be read next."""
         if self._stream is None:
             filesystem, path = self._place.filesystem()
-            stream = filesystem.open(path, "rb", cache_type="none")
+            options = {"cache_type": "none"} if self._in_parts else {"block_size": 0}
+            stream = filesystem.open(path, "rb", **options)
             try:
                 stream.seek(self._position)
-            except ValueError:  # a server that gives no parts of a file
+            except ValueError:  # a server that gives no parts of a file, as was known when it was opened
                 _skip(stream, self._position)
             self._stream = stream
         return self._stream
@@ -169,6 +171,9 @@ class _RemoteFile:
                 raise
             except Exception as error:  # every protocol has its own kinds
                 self._close()
+                if self._in_parts and isinstance(error, ValueError):  # as was found when the first part was asked for
+                    self._in_parts = False
+                    continue
                 # fsspec says "not found" of a server that is down or refuses, too; the cause tells.
                 cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
                 status = getattr(cause, "status", 0)

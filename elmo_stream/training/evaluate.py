@@ -39,11 +39,13 @@ def evaluate_model(
     device: torch.device,
     filtered: FilterPairs = NO_PAIRS,
     embeddings: Embeddings | None = None,
+    timeout: float = LoaderConfig().timeout,
 ) -> dict[str, float]:
     """Metrics of the instances in ``rows`` of a split; the encoder's mode is set back afterwards.
 
     Args:
         embeddings: of the split's rows, where they are cached.
+        timeout: seconds that a batch may take to be read, as ``loader.timeout``.
     """
     metrics = RankingMetrics(ks, inverse_propensity)
     length = max(ks) + filtered.most_per_row()
@@ -56,7 +58,7 @@ def evaluate_model(
         batch=EVALUATION_BATCH,
         shuffle=False,
         block_labels=BLOCK_LABELS,
-        config=LoaderConfig(),
+        config=LoaderConfig(timeout=timeout),
         embeddings=embeddings,
     )
     with torch.no_grad(), loader:

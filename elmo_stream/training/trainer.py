@@ -346,6 +346,7 @@ class _Trainer:
                     inverse_propensity=None,
                     device=self.device,
                     embeddings=self.cache.validation if self.cache else None,
+                    timeout=self.config.loader.timeout,
                 ),
             )
 

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import random
 import shutil
 import threading
 
@@ -15,7 +16,7 @@ from elmo_stream.data.filters import load_filter
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.labels import LabelNames
 from elmo_stream.data.loader import StreamLoader
-from elmo_stream.data.remote import local_store, shards_of
+from elmo_stream.data.remote import RemoteFolder, local_store, shards_of
 from elmo_stream.data.shard import convert
 from elmo_stream.errors import CorruptError, UserError
 from tests.cli_helpers import BAG, assert_refused, run_cli
@@ -177,6 +178,14 @@ def test_the_embeddings_and_names_of_a_store_behind_a_url_are_those_of_the_local
         assert trained.exit_code == 0, trained.output
     weights = "checkpoints/step-00000004/classifier/chunk-00000.safetensors"
     assert (tmp_path / "remote" / weights).read_bytes() == (tmp_path / "local" / weights).read_bytes()
+
+
+def test_a_server_that_gives_no_parts_of_a_file_is_read_all_the_same(serve, tmp_path):
+    content = random.Random(0).randbytes(3_300_000)
+    (tmp_path / "large").write_bytes(content)
+    with (RemoteFolder(serve(tmp_path).url) / "large").open("rb") as stream:
+        pieces = iter(lambda: stream.read(1 << 20), b"")
+        assert b"".join(pieces) == content
 
 
 def test_what_cannot_be_opened_says_why(serve, tmp_path):
