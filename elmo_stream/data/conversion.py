@@ -183,8 +183,7 @@ class Conversion:
     def _labels(self, counts: list[PartCounts]) -> int:
         """Build the label map, unless it is there; returns the number of labels."""
         names, lookup = self._out / "labels", self._lookup
-        if not (names.is_dir() and lookup.is_dir()):
-            shutil.rmtree(names, ignore_errors=True)
+        if not names.is_dir():  # which appears after the lookup
             shutil.rmtree(lookup, ignore_errors=True)
             runs = [
                 run for task, part in zip(self._tasks["train"], counts, strict=True) for run in count_runs(task, part)

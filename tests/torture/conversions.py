@@ -10,12 +10,17 @@ from tests.torture.children import Blow, forked
 from tests.torture.tally import Tally
 from tests.torture.workplace import Workplace, must, tree
 
-_SECONDS, _CALLS = 0.6, 250
+_SECONDS = 0.6
+_CALLS = {"": 1000, ".build": 300, "train": 600, "test": 60}  # below each folder, of some 1,000 in all
+_FIRST_CALLS = 20
 _FINISHED = ("*/shard-?????", ".build/*-?????", "labels", "tokenizer")
 
 
 def attack(tries: int, folder: Path, seed: int) -> Tally:
-    """Every kill is a try; a store is killed up to six times before it may end. Every seventh has two workers."""
+    """Every kill is a try; a store is killed up to six times before it may end. Every seventh has two workers.
+
+    The first two kills of all come while the last shard is written: then there is most that may not be made again.
+    """
     rng, tally = random.Random(seed), Tally()
     place = Workplace(folder)
     expected = {}
@@ -28,21 +33,21 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
         workers = 2 if number % 7 == 6 else 1
         number += 1
         arguments = place.shard_arguments(out, workers, kind)
+        first: dict[str, tuple[int, int]] = {}
         repeated: set[str] = set()
-        for _ in range(rng.randint(1, 6)):
-            before = _finished(out)
-            blow = Blow(call=rng.randint(1, _CALLS), below=str(out))
-            if workers > 1 or rng.random() < 0.3:
+        for _ in range(rng.randint(2, 6)):
+            below = rng.choice(list(_CALLS)) if tally.tries > 1 else "test"
+            blow = Blow(call=rng.randint(1, rng.choice((_FIRST_CALLS, _CALLS[below]))), below=str(out / below))
+            if workers > 1 or (tally.tries > 1 and rng.random() < 0.3):
                 blow = Blow(seconds=rng.uniform(0, _SECONDS * (5 if workers > 1 else 1)))
             if forked().run(*arguments, log=place.log, blow=blow).code != -signal.SIGKILL:
                 break
             tally.tries += 1
-            repeated |= _redone(before, _finished(out))
-        before = _finished(out)
+            repeated |= _redone(first, out)
         outcome = forked().run(*arguments, log=place.log)
         if (out / "index.json").exists() and outcome.code == 2:
             outcome = forked().run("verify", out, log=place.log)  # the kill came after everything was done
-        repeated |= _redone(before, _finished(out))
+        repeated |= _redone(first, out)
         note = f"{out.name} ({kind}): done again {sorted(repeated)}; {outcome.output[-400:]}"
         lost = bool(outcome.code or repeated)
         if tally.judge(note, traceback=outcome.traceback, lost=lost, silent=partial(_differs, out, expected[kind])):
@@ -54,11 +59,8 @@ def _differs(out: Path, expected: dict[str, bytes]) -> bool:
     return tree(out) != expected
 
 
-def _finished(out: Path) -> dict[str, tuple[int, int]]:
-    """Identity of every finished shard and part; one that is written again has another."""
+def _redone(first: dict[str, tuple[int, int]], out: Path) -> set[str]:
+    """Finished shards and parts that are others than at ``first``, by identity (inode and time), which learns new ones."""
     folders = [folder for pattern in _FINISHED for folder in out.glob(pattern) if ".tmp-" not in folder.name]
-    return {str(each): (each.stat().st_ino, each.stat().st_mtime_ns) for each in folders}
-
-
-def _redone(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> set[str]:
-    return {name for name, identity in before.items() if after.get(name, identity) != identity}
+    found = {str(each): (each.stat().st_ino, each.stat().st_mtime_ns) for each in folders}
+    return {name for name, identity in found.items() if first.setdefault(name, identity) != identity}

@@ -30,6 +30,6 @@ PROMISES: list[Promise] = [
     Promise("R9 non-finite numbers", nonfinite.attack, 1, 12, 60),
     Promise("R10 readers die or stall", loader_workers.attack, 2, 25, 250),
     Promise("R11 same numbers", same_numbers.attack, 6, 60, 400),
-    Promise("R13 kill -9 of a conversion", conversions.attack, 1, 25, 100, slow=True),
+    Promise("R13 kill -9 of a conversion", conversions.attack, 2, 25, 100, slow=True),
     Promise("R14 object stores that fail", object_store.attack, 2, 20, 200),
 ]
