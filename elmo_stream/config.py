@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from elmo_stream.errors import UserError
+from elmo_stream.files import reading
 
 MAX_CONFIG_BYTES = 1 << 20
 FP8_KAHAN_HEAD = 0.2
@@ -214,7 +215,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            with open(path, "rb") as stream:
+            with reading(path) as stream:
                 data = stream.read(MAX_CONFIG_BYTES + 1)
             if len(data) > MAX_CONFIG_BYTES:
                 raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; this is not a configuration file.")

@@ -11,13 +11,13 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from elmo_stream.errors import CorruptError, LockedError, UserError
-from elmo_stream.system import available_cpus, drop_cached, folder_lock, fsync_path
+from elmo_stream.system import available_cpus, drop_cached, folder_lock, fsync_path, process_lives
 from elmo_stream.threads import DaemonThreads
 
 _READ_BYTES = 1 << 20
@@ -26,8 +26,8 @@ MAX_JSON_BYTES = 1 << 30
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an ``OSError`` that names no file, as those of writing and flushing do, name ``path``."""
+def naming(path: "Readable") -> Iterator[None]:
+    """Let an ``OSError`` that names no file, as those of reading, writing and flushing do, name ``path``."""
     try:
         yield
     except OSError as error:
@@ -37,10 +37,17 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; an ``OSError`` names it, also where it is read to write another."""
+    with naming(path), open(path, "rb") as stream:
+        yield stream
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces of one MiB."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with reading(path) as stream:
         while piece := stream.read(_READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
@@ -74,7 +81,7 @@ def new_file(final: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written; names it.
     """
-    temporary = final.with_name(_temporary_name(final))
+    temporary = _temporary(final)
     with naming(final):
         try:
             with open(temporary, "wb") as stream:
@@ -98,7 +105,8 @@ def read_json(path: Path) -> Any:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CorruptError(f"{path}: larger than {MAX_JSON_BYTES} bytes, which no file of this kind can be.")
     try:
-        return json.loads(path.read_bytes())
+        with reading(path) as stream:
+            return json.loads(stream.read())
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not valid JSON ({error}); the file is damaged.") from error
 
@@ -126,9 +134,18 @@ def _json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _temporary_name(path: Path) -> str:
-    """Processes of several machines may write into one shared folder."""
-    return f"{path.name}.tmp-{platform.node()}-{os.getpid()}"
+def _temporary(final: Path) -> Path:
+    """Where this process writes ``final``; what processes of this machine left there that were killed goes now.
+
+    Processes of several machines may write into one shared folder.
+    """
+    mine = f"{final.name}.tmp-{platform.node()}-"
+    with suppress(OSError):  # of others, or removed by another process meanwhile
+        for path in final.parent.iterdir():
+            number = path.name.removeprefix(mine)
+            if path.name != number and number.isdecimal() and not process_lives(int(number)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return final.with_name(f"{mine}{os.getpid()}")
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -183,19 +200,25 @@ def new_folder(final: Path) -> Iterator[Path]:
     """
     if final.exists():
         raise UserError(f"{final}: exists already; choose another place or remove it first.")
-    temporary = final.with_name(_temporary_name(final))
-    shutil.rmtree(temporary, ignore_errors=True)
     with naming(final):
-        try:
-            make_folder(final.parent)
-            temporary.mkdir()
+        make_folder(final.parent)
+        with temporary_folder(final) as temporary:
             yield temporary
             fsync_tree(temporary)
             os.rename(temporary, final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         fsync_path(final.parent)
+
+
+@contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """A folder that is gone at the end, however that comes; a kill leaves it to the next one ``beside`` this name."""
+    folder = _temporary(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -285,7 +308,7 @@ def _checked_pieces(path: Readable, entry: dict[str, Any]) -> Iterator[bytes]:
         stream = path.open("rb")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CorruptError(f"{path}: missing, though the index or manifest lists it.") from error
-    with stream:
+    with naming(path), stream:
         while left and (piece := stream.read(min(left, _READ_BYTES))):
             digest.update(piece)
             left -= len(piece)

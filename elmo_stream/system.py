@@ -61,6 +61,19 @@ def folder_lock(folder: Path, *, shared: bool = False, wait: bool = False) -> It
             os.close(descriptor)
 
 
+def process_lives(number: int) -> bool:
+    """Whether a process of this machine has this number; on Windows, which cannot be asked by a signal, always."""
+    if WINDOWS:
+        return True
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def return_free_memory() -> None:
     """Give back to the system what the C library's heap holds and does not use, where it can (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elmo_stream.errors import CorruptError
+from elmo_stream.files import naming
 
 
 def map_array(path: Path) -> NDArray[Any]:
@@ -17,7 +18,8 @@ def map_array(path: Path) -> NDArray[Any]:
         CorruptError: it holds no array, or objects.
     """
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        with naming(path):
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise CorruptError(f"{path}: not a valid array file ({error}); it is damaged.") from error
     return array

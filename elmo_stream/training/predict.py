@@ -6,7 +6,6 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import torch
@@ -20,7 +19,7 @@ from elmo_stream.data.readers.instance import Fields, RawInstance
 from elmo_stream.data.readers.unpack import unpack
 from elmo_stream.data.tokenize import load_tokenizer
 from elmo_stream.errors import UserError
-from elmo_stream.files import new_file
+from elmo_stream.files import new_file, temporary_folder
 from elmo_stream.training.models import trained_model
 from elmo_stream.training.plan import EVALUATION_BATCH
 from elmo_stream.training.run import device_of_run, open_run
@@ -121,20 +120,20 @@ def predict(
         raise UserError(f"{out}: the ending says no known format; expected {' or '.join(_WRITERS)}.")
     with (
         new_file(out) as stream,
-        _instances(source, text_fields, out.parent) as instances,
+        _instances(source, text_fields, out) as instances,
         closing(Predictor(run, report=report)) as predictor,
     ):
         return _WRITERS[out.suffix](stream, _batches(predictor, instances, k))
 
 
 @contextmanager
-def _instances(path: Path, text_fields: Sequence[str] | None, scratch: Path) -> Iterator[Iterator[RawInstance]]:
-    """The instances of a file, which is unpacked into a temporary folder below ``scratch`` where it is packed."""
+def _instances(path: Path, text_fields: Sequence[str] | None, out: Path) -> Iterator[Iterator[RawInstance]]:
+    """The instances of a file, which is unpacked into a temporary folder beside ``out`` where it is packed."""
     source, _ = open_source(path, "auto", labeled=False)
     fields = Fields(tuple(text_fields or FORMATS[source.format].text_fields), label=None)
-    with TemporaryDirectory(prefix=".unpacked-", dir=scratch) as folder:
+    with temporary_folder(out.with_name(f"{out.name}.unpacked")) as folder:
         if source.main.packing:
-            source = replace(source, main=unpack(source.main, Path(folder)))
+            source = replace(source, main=unpack(source.main, folder))
         parts = split_source(source, fields, PART_BYTES)
         yield chain.from_iterable(read_part(part, fields) for part in parts)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from elmo_stream.files import naming, write_bytes_durably
+from elmo_stream.files import naming, reading, write_bytes_durably
 from elmo_stream.system import peak_resident_bytes
 from elmo_stream.training.board import Board
 
@@ -73,7 +73,9 @@ class RunLog:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_bytes().splitlines(keepends=True):
+        with reading(self._path) as stream:
+            lines = stream.read().splitlines(keepends=True)
+        for line in lines:
             if not line.endswith(b"\n"):
                 break  # cut by a kill
             try:

@@ -48,8 +48,9 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
         newest = max([0, *checkpoint_steps(run)])
         repeated = _reported_step(run) - newest
         outcome = place.go_on(run, fmt)
-        note = f"{run.name} ({fmt}), from step {newest}: {outcome.output[-400:]}"
-        lost = bool(outcome.code or (newest and f"at step {newest:,}." not in outcome.output))
+        left = [path.name for path in run.rglob("*.tmp-*")]
+        note = f"{run.name} ({fmt}), from step {newest}, left {left}: {outcome.output[-400:]}"
+        lost = bool(outcome.code or left or (newest and f"at step {newest:,}." not in outcome.output))
         silent = partial(_differs, run, expected[fmt], repeated)
         if tally.judge(note, traceback=outcome.traceback, lost=lost, silent=silent):
             shutil.rmtree(run)

@@ -21,6 +21,7 @@ from elmo_stream.data.readers.instance import (
     refusal,
 )
 from elmo_stream.data.readers.lines import TOO_LONG, check_rest_blank, decode, read_lines
+from elmo_stream.files import reading
 
 _QUOTE, _NEWLINE = ord('"'), ord("\n")
 _OPEN = "a quote is opened and not closed; write a quote inside a field twice, in a field within quotes."
@@ -34,7 +35,7 @@ def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
     begin = _header(source.main).end
     size = source.main.path.stat().st_size
     starts, quotes, offset = [begin], 0, begin
-    with open(source.main.path, "rb") as stream:
+    with reading(source.main.path) as stream:
         stream.seek(begin)
         while piece := stream.read(SCAN_BYTES):
             codes = np.frombuffer(piece, np.uint8)
@@ -93,7 +94,7 @@ def _header(file: InputFile) -> _Header:
             names = [name.strip() for name in _cells(record, delimiter)]
         except ValueError as error:
             raise refusal(file, offset, str(error)) from error
-        with open(file.path, "rb") as stream:
+        with reading(file.path) as stream:
             bom = 3 if stream.read(3) == b"\xef\xbb\xbf" else 0
         return _Header(names, delimiter, bom + len(record))
     raise refusal(file, 0, "the file is empty; expected a header line with the names of the fields.")

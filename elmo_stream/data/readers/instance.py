@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elmo_stream.errors import UserError
+from elmo_stream.files import reading
 
 MAX_LINE_BYTES = 64 << 20
 MAX_LABEL_BYTES = 4096
@@ -126,7 +127,7 @@ def refuse_surrogates(text: str, where: str) -> None:
 def refusal(file: InputFile, offset: int, what: str) -> UserError:
     """The error for the line that holds byte ``offset``; lines are counted only now, when one is needed."""
     line, left = 1, offset
-    with open(file.path, "rb") as stream:
+    with reading(file.path) as stream:
         while left > 0 and (piece := stream.read(min(left, SCAN_BYTES))):
             line += piece.count(b"\n")
             left -= len(piece)

@@ -19,6 +19,7 @@ from elmo_stream.data.readers.instance import (
     Source,
     refusal,
 )
+from elmo_stream.files import reading
 
 BOM = b"\xef\xbb\xbf"
 TOO_LONG = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; expected one instance a line."
@@ -80,7 +81,7 @@ def find_lines(file: InputFile, start: int, lines: Sequence[int]) -> list[int]:
 def _line_ends(file: InputFile, start: int) -> Iterator[NDArray[np.int64]]:
     """Offsets behind the line ends from byte ``start`` on, in blocks; refuses a line that is too long."""
     offset = last = start
-    with open(file.path, "rb") as stream:
+    with reading(file.path) as stream:
         stream.seek(start)
         while piece := stream.read(SCAN_BYTES):
             ends = np.flatnonzero(np.frombuffer(piece, np.uint8) == ord("\n")) + (offset + 1)
@@ -98,7 +99,7 @@ def read_lines(file: InputFile, start: int, end: int) -> Iterator[tuple[int, byt
     Raises:
         UserError: a line is longer than 64 MiB.
     """
-    with open(file.path, "rb") as stream:
+    with reading(file.path) as stream:
         offset = start
         stream.seek(offset)
         while offset < end:
@@ -130,7 +131,7 @@ def read_instances(part: Part, parse: Callable[[bytes], RawInstance]) -> Iterato
 
 def check_rest_blank(file: InputFile, offset: int) -> None:
     """Refuse a blank line at ``offset`` that has something behind it."""
-    with open(file.path, "rb") as stream:
+    with reading(file.path) as stream:
         stream.seek(offset)
         while piece := stream.read(SCAN_BYTES):
             if piece.strip():
@@ -158,7 +159,7 @@ def strip_end(line: bytes) -> bytes:
 
 def _line_end(file: InputFile, start: int) -> int:
     """Offset just behind the first line end at or behind ``start``."""
-    with open(file.path, "rb") as stream:
+    with reading(file.path) as stream:
         stream.seek(start)
         offset = start
         while piece := stream.read(SCAN_BYTES):

@@ -7,6 +7,7 @@ from typing import Any
 from elmo_stream.data.readers.instance import Fields, InputFile, Part, RawInstance, Source, make_instance
 from elmo_stream.data.readers.label_values import LabelReader, kind_of
 from elmo_stream.errors import UserError
+from elmo_stream.files import naming
 
 _BATCH_ROWS = 1024
 
@@ -56,7 +57,8 @@ def _open(file: InputFile) -> Any:
     except ImportError as error:
         raise UserError(f"{file.name}: reading Parquet needs pyarrow: pip install pyarrow.") from error
     try:
-        return pyarrow.parquet.ParquetFile(file.path)
+        with naming(file.path):
+            return pyarrow.parquet.ParquetFile(file.path)
     except pyarrow.ArrowException as error:
         raise UserError(f"{file.name}: not a whole Parquet file ({_short(error)}).") from error
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from elmo_stream.data.readers.columns import Columns
 from elmo_stream.data.readers.instance import Fields, InputFile, Part, RawInstance, Source, refusal
 from elmo_stream.data.readers.lines import BOM, decode, read_instances, read_lines, split_lines
+from elmo_stream.files import reading
 
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -41,7 +42,7 @@ def _header(file: InputFile) -> tuple[list[str], int]:
             names = [name.strip() for name in _cells(decode(line))]
         except ValueError as error:
             raise refusal(file, offset, str(error)) from error
-        with open(file.path, "rb") as stream:
+        with reading(file.path) as stream:
             return names, len(line) + (len(BOM) if stream.read(len(BOM)) == BOM else 0)
     raise refusal(file, 0, "the file is empty; expected a header line with the names of the fields.")
 

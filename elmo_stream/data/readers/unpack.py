@@ -6,19 +6,18 @@ unpacked once into the scratch of the conversion.
 
 import errno
 import lzma
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import zstandard
 
 from elmo_stream.data.readers.instance import MAX_LINE_BYTES, InputFile
 from elmo_stream.errors import UserError
-from elmo_stream.files import new_folder
+from elmo_stream.files import naming, new_folder, reading
 
 NPZ = "npz"
 _PIECE = 4096  # a packed piece gives at most 32,768 times as much, which bounds the memory
@@ -40,7 +39,7 @@ def packing_of(path: Path) -> str:
     Raises:
         UserError: the name promises another packing than the bytes hold.
     """
-    with open(path, "rb") as stream:
+    with reading(path) as stream:
         head = stream.read(8)
     found = next((name for name, (magic, _) in _DECODERS.items() if head.startswith(magic)), "")
     promised = PACKED_ENDINGS.get(path.suffix.lower(), "")
@@ -56,13 +55,13 @@ def read_unpacked(file: InputFile) -> Iterator[bytes]:
         UserError: the packed data are damaged or cut.
     """
     if not file.packing:
-        with open(file.path, "rb") as stream:
+        with reading(file.path) as stream:
             while piece := stream.read(1 << 20):
                 yield piece
         return
     new = _DECODERS[file.packing][1]
     decoder = new()
-    with open(file.path, "rb") as stream:
+    with reading(file.path) as stream:
         while piece := stream.read(_PIECE):
             while piece:
                 if decoder.eof:
@@ -133,7 +132,7 @@ def _most_bytes(file: InputFile) -> int:
 def _unpack_npz(file: InputFile, folder: Path) -> None:
     """The arrays of a sparse matrix as files to be mapped; members have fixed names, so none leaves the folder."""
     try:
-        with zipfile.ZipFile(file.path) as archive:
+        with reading(file.path) as stream, zipfile.ZipFile(stream) as archive:
             members: dict[str, zipfile.ZipInfo] = {}
             for each in archive.infolist():
                 if each.filename in members or set(each.filename) & set("/\\\0"):
@@ -147,8 +146,9 @@ def _unpack_npz(file: InputFile, folder: Path) -> None:
                         f"{file.name}: has no array '{name}' (arrays: {', '.join(members)[:200]}); expected a sparse "
                         "matrix in CSR form, as scipy.sparse.save_npz writes it."
                     )
-                with archive.open(member) as packed, open(folder / f"{name}.npy", "wb") as plain:
-                    shutil.copyfileobj(packed, plain, 1 << 20)
+                target = folder / f"{name}.npy"
+                with archive.open(member) as packed, naming(target), open(target, "wb") as plain:
+                    plain.writelines(_pieces(packed, file.path))
     # What zipfile makes of damage, cut files, unknown compressions, passwords, and places that cannot be.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UserError(f"{file.name}: not a whole .npz archive ({error}).") from error
@@ -156,3 +156,9 @@ def _unpack_npz(file: InputFile, folder: Path) -> None:
         if error.errno != errno.EINVAL:  # which a place before the beginning of the file gives
             raise
         raise UserError(f"{file.name}: not a whole .npz archive (it names a place outside).") from error
+
+
+def _pieces(member: IO[bytes], archive: Path) -> Iterator[bytes]:
+    with naming(archive):
+        while piece := member.read(1 << 20):
+            yield piece

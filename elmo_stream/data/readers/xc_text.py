@@ -18,6 +18,7 @@ from elmo_stream.data.readers.instance import (
     refusal,
 )
 from elmo_stream.data.readers.lines import count_lines, read_lines, strip_end
+from elmo_stream.files import reading
 
 
 def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
@@ -46,7 +47,7 @@ def read(part: Part, fields: Fields) -> Iterator[RawInstance]:
 
 def _encoding(file: InputFile) -> str:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with open(file.path, "rb") as stream:
+    with reading(file.path) as stream:
         try:
             while piece := stream.read(SCAN_BYTES):
                 decoder.decode(piece)
