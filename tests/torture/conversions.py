@@ -11,16 +11,15 @@ from tests.torture.tally import Tally
 from tests.torture.workplace import Workplace, must, tree
 
 _SECONDS = 0.6
-_CALLS = {"": 1000, ".build": 300, "train": 600, "test": 60}  # below each folder, of some 1,000 in all
-_FIRST_CALLS = 20
+_CALLS = {"": 1000, ".build.tmp-": 8, ".build": 300, "train": 600, "test": 60}  # below each, of some 1,000 in all
+# Where the first kills of all come: before there is a plan; while the last shard is written, when there is most that
+# may not be made again; before the index; and when the scratch is removed.
+_FIRST = ((".build.tmp-", 1, 8), ("test", 1, 60), ("test", 1, 20), ("index.json", 1, 1), (".build", 8, 20))
 _FINISHED = ("*/shard-?????", ".build/*-?????", "labels", "tokenizer")
 
 
 def attack(tries: int, folder: Path, seed: int) -> Tally:
-    """Every kill is a try; a store is killed up to six times before it may end. Every seventh has two workers.
-
-    The first two kills of all come while the last shard is written: then there is most that may not be made again.
-    """
+    """Every kill is a try; a store is killed up to six times before it may end. Every seventh has two workers."""
     rng, tally = random.Random(seed), Tally()
     place = Workplace(folder)
     expected = {}
@@ -35,10 +34,11 @@ def attack(tries: int, folder: Path, seed: int) -> Tally:
         arguments = place.shard_arguments(out, workers, kind)
         first: dict[str, tuple[int, int]] = {}
         repeated: set[str] = set()
-        for _ in range(rng.randint(2, 6)):
-            below = rng.choice(list(_CALLS)) if tally.tries > 1 else "test"
-            blow = Blow(call=rng.randint(1, rng.choice((_FIRST_CALLS, _CALLS[below]))), below=str(out / below))
-            if workers > 1 or (tally.tries > 1 and rng.random() < 0.3):
+        for kill in range(rng.randint(1, 6) if number > 1 else len(_FIRST)):
+            below, most = rng.choice(list(_CALLS.items()))
+            below, least, most = _FIRST[kill] if number == 1 else (below, 1, most)
+            blow = Blow(call=rng.randint(least, most), below=str(out / below))
+            if workers > 1 or (number > 1 and rng.random() < 0.3):
                 blow = Blow(seconds=rng.uniform(0, _SECONDS * (5 if workers > 1 else 1)))
             if forked().run(*arguments, log=place.log, blow=blow).code != -signal.SIGKILL:
                 break

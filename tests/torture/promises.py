@@ -25,11 +25,11 @@ PROMISES: list[Promise] = [
     Promise("R5 malformed input", malformed.attack, 8, 1_000, 1_000),
     Promise("R5 fuzzed input", malformed.fuzz_attack, 600, 10_000, 200_000),
     Promise("R6 hostile artefacts", hostile.attack, 1, 1, 1, slow=True),
-    Promise("R7 SIGTERM and SIGINT", signals.attack, 1, 15, 200, slow=True),
+    Promise("R7 SIGTERM and SIGINT", signals.attack, 4, 15, 200, slow=True),
     Promise("R8 two in one folder, stale locks", locks.attack, 1, 6, 20, slow=True),
     Promise("R9 non-finite numbers", nonfinite.attack, 1, 12, 60),
     Promise("R10 readers die or stall", loader_workers.attack, 2, 25, 250),
     Promise("R11 same numbers", same_numbers.attack, 6, 60, 400),
-    Promise("R13 kill -9 of a conversion", conversions.attack, 2, 25, 100, slow=True),
+    Promise("R13 kill -9 of a conversion", conversions.attack, 5, 25, 100, slow=True),
     Promise("R14 object stores that fail", object_store.attack, 2, 20, 200),
 ]
