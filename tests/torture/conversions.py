@@ -61,6 +61,8 @@ def _differs(out: Path, expected: dict[str, bytes]) -> bool:
 
 def _redone(first: dict[str, tuple[int, int]], out: Path) -> set[str]:
     """Finished shards and parts that are others than at first, by inode and time; ``first`` learns new ones."""
-    folders = [folder for pattern in _FINISHED for folder in out.glob(pattern) if ".tmp-" not in folder.name]
+    removing = (out / "index.json").exists()  # the scratch, which is half there then
+    patterns = [pattern for pattern in _FINISHED if not (removing and pattern.startswith(".build"))]
+    folders = [folder for pattern in patterns for folder in out.glob(pattern) if ".tmp-" not in folder.name]
     found = {str(each): (each.stat().st_ino, each.stat().st_mtime_ns) for each in folders}
     return {name for name, identity in found.items() if first.setdefault(name, identity) != identity}
