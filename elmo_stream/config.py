@@ -100,6 +100,12 @@ class TrainConfig:
     epochs: int = _key(10, "passes over the training data", low=1, high=1_000_000)
     steps: int = _key(0, "steps in all; 0: as many as the epochs need", low=0)
     label_texts: bool = _key(False, "train on the labels' names too: each is an instance whose label is itself")
+    on_nonfinite: str = _key(
+        "stop",
+        "a step whose embeddings or gradients are not finite ends the training, is left out, or takes the training "
+        "back to its last checkpoint and on with the batches behind it",
+        choices=("stop", "skip", "rollback"),
+    )
     validation: float = _key(
         0.02,
         "share of the training instances held out for validation, unless the store has a valid split",

@@ -161,6 +161,13 @@ class StreamLoader:
                 )
         self._epoch, self._seen = int(state["epoch"]), int(state["instances_seen"])
 
+    def go_to(self, batches: int) -> None:
+        """Go to the position behind as many batches, counted from the beginning of the first epoch."""
+        if self._iterating:
+            raise UserError("The loader is already in use; choose its position before the first batch.")
+        self._epoch, done = divmod(batches, self.batches_per_epoch)
+        self._seen = done * self._batch
+
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the current position on; endless when shuffled."""
         if self._closed:

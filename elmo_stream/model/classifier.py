@@ -95,7 +95,14 @@ class ChunkedClassifier:
             target.copy_(source)
 
     def train_step(
-        self, x_BD: Tensor, positives: Any, *, lr: float, step: int, want_loss: bool = False
+        self,
+        x_BD: Tensor,
+        positives: Any,
+        *,
+        lr: float,
+        step: int,
+        want_loss: bool = False,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Update all weights with one batch and return what the encoder's backward pass needs.
 
@@ -104,6 +111,8 @@ class ChunkedClassifier:
             positives: sorted positives of the batch (``elmo_kernels.Positives``).
             lr: learning rate on gradients summed over the batch.
             step: number of the step; keys the random bits of the rounding.
+            valid: 0-dim bool on the device of ``x_BD``; where it is False no weight changes, and what is returned means
+                nothing.
 
         Returns:
             (dx_BD float32, the loss summed over labels and instances as a float64 scalar, or None). On a GPU the next
@@ -111,6 +120,8 @@ class ChunkedClassifier:
         """
         numbers = {"lr": lr, "weight_decay": self._config.weight_decay}
         elmo_kernels.step_scalars(x_BD.device, **numbers, seed=self._seed, step=step, out=self._scalars)
+        if valid is not None:
+            self._scalars[1].mul_(valid)  # a learning rate of 0 changes no weight
         operand_BD = elmo_kernels.operand(x_BD, self._config.format)
         if self._graphs is not None and not want_loss:
             return self._graphs.step(self._step_, operand_BD, positives), None

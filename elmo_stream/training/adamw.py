@@ -51,15 +51,20 @@ class CompactAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step; the state of a parameter begins with its first gradient."""
+        """One step; the state of a parameter begins with its first gradient.
+
+        As with torch's fused optimizers, an attribute ``found_inf`` (0-dim float32 on the device) of 1 leaves weights,
+        states and counters as they are, without a look from the host.
+        """
+        skip: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
-            group["step"] += 1
+            group["step"] = group["step"] + (1 if skip is None else 1 - skip.double())
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     state = self.state[parameter]
                     if not state:
                         state.update(self._first_state(parameter))
-                    _update_(parameter, state, group)
+                    _update_(parameter, state, group, skip)
 
     def place(self, state: Tensor, parameter: Tensor) -> Tensor:
         """A state tensor where the states of a parameter live."""
@@ -81,37 +86,40 @@ class CompactAdamW(Optimizer):
         return {name: self.place(value, parameter) for name, value in state.items()}
 
 
-def _update_(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    (beta1, beta2), steps = group["betas"], int(group["step"])
+def _update_(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+    (beta1, beta2), steps = group["betas"], int(group["step"]) if skip is None else group["step"]
     weight_N, gradient_N = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
     for first in range(0, len(weight_N), _SLICE):
         part = slice(first, first + _SLICE)
         g = gradient_N[part].float()
         mean = _read(state, "mean", part, g.device, signed=True).lerp_(g, 1 - beta1)
         square = _read(state, "square", part, g.device, signed=False).lerp_(g * g, 1 - beta2)
-        _write_(state, "mean", part, mean, signed=True)
-        _write_(state, "square", part, square, signed=False)
+        _write_(state, "mean", part, mean, skip, signed=True)
+        _write_(state, "square", part, square, skip, signed=False)
         change = mean.div_(1 - beta1**steps) / square.div_(1 - beta2**steps).sqrt_().add_(group["eps"])
         w = weight_N[part].float()
         if "compensation" in state:
             w += state["compensation"][part].to(w.device, non_blocking=True).float()
-        w -= group["lr"] * (change + group["weight_decay"] * w)
+        w = w - group["lr"] * (change + group["weight_decay"] * w)  # not in place: of FP32 weights it is a view
         if "compensation" in state:
-            weight_N[part] = w.bfloat16()
-            _move_(state["compensation"][part], (w - weight_N[part].float()).bfloat16())
+            rounded = w.bfloat16()
+            _move_(weight_N[part], rounded, skip)
+            _move_(state["compensation"][part], (w - rounded.float()).bfloat16(), skip)
         else:
-            _store_(weight_N[part], w)
+            _store_(weight_N[part], w, skip)
 
 
-def _store_(target_N: Tensor, value_N: Tensor) -> None:
+def _store_(target_N: Tensor, value_N: Tensor, skip: Tensor | None) -> None:
     """Round float32 values to the type of the target, stochastically to bfloat16."""
     if target_N.dtype == torch.bfloat16:
         bits = value_N.view(torch.int32) + torch.randint_like(value_N, 1 << 16, dtype=torch.int32)
         value_N = (bits & -(1 << 16)).view(torch.float32)
-    _move_(target_N, value_N.to(target_N.dtype))
+    _move_(target_N, value_N.to(target_N.dtype), skip)
 
 
-def _move_(target_N: Tensor, value_N: Tensor) -> None:
+def _move_(target_N: Tensor, value_N: Tensor, skip: Tensor | None) -> None:
+    if skip is not None:
+        value_N = torch.where(skip != 0, target_N.to(value_N.device, non_blocking=True), value_N)
     # Without waiting: what reads it next is in the same stream, or synchronises (``optimizer_tensors``).
     target_N.copy_(value_N, non_blocking=True)
 
@@ -124,16 +132,18 @@ def _read(state: dict[str, Tensor], name: str, part: slice, device: torch.device
     return _decode(stored.int(), signed) * scale.repeat_interleave(BLOCK)[: len(stored)]
 
 
-def _write_(state: dict[str, Tensor], name: str, part: slice, value_N: Tensor, *, signed: bool) -> None:
+def _write_(
+    state: dict[str, Tensor], name: str, part: slice, value_N: Tensor, skip: Tensor | None, *, signed: bool
+) -> None:
     if state[name].dtype != torch.uint8:
-        _store_(state[name][part], value_N)
+        _store_(state[name][part], value_N, skip)
         return
     blocks = -(-len(value_N) // BLOCK)
     padded = torch.nn.functional.pad(value_N, (0, blocks * BLOCK - len(value_N))).view(blocks, BLOCK)
     scale = padded.abs().amax(1, keepdim=True)
     relative = padded / scale.clamp_min(torch.finfo(torch.float32).tiny)
-    _move_(state[name][part], _encode(relative.view(-1)[: len(value_N)], signed))
-    _move_(state[f"{name}_scale"][part.start // BLOCK : part.start // BLOCK + blocks], scale.view(-1))
+    _move_(state[name][part], _encode(relative.view(-1)[: len(value_N)], signed), skip)
+    _move_(state[f"{name}_scale"][part.start // BLOCK : part.start // BLOCK + blocks], scale.view(-1), skip)
 
 
 def _encode(relative_N: Tensor, signed: bool) -> Tensor:

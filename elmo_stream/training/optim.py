@@ -23,7 +23,7 @@ def lr_factor(step: int, *, total: int, warmup: int, schedule: str) -> float:
 
 
 def build_optimizer(
-    encoder: nn.Module, config: OptimizerConfig, *, rounding: str = "kahan"
+    encoder: nn.Module, config: OptimizerConfig, *, rounding: str = "kahan", skips: bool = False
 ) -> torch.optim.Optimizer | None:
     """AdamW over the trainable parameters, or None when all are frozen.
 
@@ -33,6 +33,7 @@ def build_optimizer(
     Args:
         rounding: of BF16 weights: "kahan" keeps a compensation, without which updates below 2^-9 of a weight are lost
             by rounding to nearest (Zamirai et al., arXiv 2010.06192); "stochastic" needs none.
+        skips: it has to leave out the steps that its attribute ``found_inf`` marks, which torch-optimi's cannot.
     """
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     if not parameters:
@@ -45,7 +46,7 @@ def build_optimizer(
     kind = (parameters[0].dtype, config.states, config.offload)
     if kind == (torch.float32, "fp32", False):
         return torch.optim.AdamW(groups, lr=config.encoder_lr, betas=BETAS, eps=EPS, fused=True)
-    if kind == (torch.bfloat16, "bf16", False) and rounding == "kahan":
+    if kind == (torch.bfloat16, "bf16", False) and rounding == "kahan" and not skips:
         import optimi
 
         # Left to itself, it would choose its kernel in the first step only, and a resumed run has none.

@@ -15,6 +15,7 @@ from elmo_stream.files import naming, reading, write_bytes_durably
 from elmo_stream.system import peak_resident_bytes
 from elmo_stream.training.board import Board
 
+LOG_STEPS = 50
 LINE_SECONDS = 5.0
 _DECIDING = ("elmo-stream", "numpy", "numba", "triton", "transformers", "torch-optimi", "torchao")
 
@@ -89,18 +90,17 @@ class RunLog:
         """Count trained instances for the rate."""
         self._instances += instances
 
-    def training(self, step: int, epoch: float, loss: float, rates: dict[str, float]) -> None:
-        """Record the loss per instance and the learning rates after ``step`` steps."""
+    def training(self, step: int, epoch: float, loss: float | None, rates: dict[str, float]) -> None:
+        """Record the loss per instance (None where the step was left out) and the learning rates after ``step`` steps."""
         elapsed = time.monotonic() - self._begin
         speed = self._instances / max(elapsed, 1e-9)
-        self._write(
-            step, {"epoch": round(epoch, 4), "loss": loss, **rates}, {"instances_per_second": float(f"{speed:.4g}")}
-        )
+        values = {"epoch": round(epoch, 4), **({} if loss is None else {"loss": loss}), **rates}
+        self._write(step, values, {"instances_per_second": float(f"{speed:.4g}")})
         if time.monotonic() - self._last_line >= LINE_SECONDS or step == self._total:
             self._last_line = time.monotonic()
             left = elapsed / max(1, step - self._begin_step) * (self._total - step)
             self._report(
-                f"step {step:,}/{self._total:,}  epoch {epoch:.2f}  loss {loss:.3f}  "
+                f"step {step:,}/{self._total:,}  epoch {epoch:.2f}  loss {'-' if loss is None else f'{loss:.3f}'}  "
                 f"{speed:,.0f} instances/s  peak {peak_memory_bytes(self._device) / 2**20:,.0f} MiB  "
                 f"ETA {clock(left)}"
             )

@@ -8,11 +8,10 @@ GPUs see docs/numerics.md).
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import elmo_kernels
@@ -34,6 +33,7 @@ from elmo_stream.training.checkpoint import Checkpoint, load_checkpoint, prune_c
 from elmo_stream.training.embedding_cache import EmbeddingCache, open_embedding_cache
 from elmo_stream.training.encoder_step import EncoderStep, cut_batch
 from elmo_stream.training.evaluate import evaluate_model
+from elmo_stream.training.finite import Diverged, FiniteWatch, all_finite, rollback_point
 from elmo_stream.training.models import make_classifier, require_room, require_space_for_checkpoint, scratch_folder
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
 from elmo_stream.training.plan import Plan
@@ -48,10 +48,10 @@ from elmo_stream.training.run import (
     prepare_torch,
     publish_run,
 )
-from elmo_stream.training.runlog import Report, RunLog, environment
+from elmo_stream.training.runlog import LOG_STEPS, Report, RunLog, environment
+from elmo_stream.training.stop_signal import StopSignal
 from elmo_stream.training.warm_start import WarmStart
 
-LOG_STEPS = 50
 VALIDATION_KS = (1, 3, 5)
 
 
@@ -71,8 +71,8 @@ def train(
         on_oom: "shrink" goes on from the last checkpoint with smaller chunks when memory runs out.
 
     Raises:
-        UserError: bad store or configuration, a run in ``out`` already, weights that became non-finite, or memory that
-            does not suffice.
+        UserError: bad store or configuration, a run in ``out`` already, or memory that does not suffice.
+        Diverged: numbers that are not finite, which ``train.on_nonfinite`` does not pass over.
         LockedError: another process trains in ``out``.
     """
     prepare_torch(config.threads)
@@ -109,6 +109,7 @@ def resume(
 
     Raises:
         UserError: no run here, its store is gone or was replaced, or memory that does not suffice.
+        Diverged: as ``train`` does.
         LockedError: another process trains here.
     """
     run = open_run(path)
@@ -125,11 +126,15 @@ def resume(
 
 
 def _fit(run: Run, report: Report, *, on_oom: str | None, **parts: Any) -> int:
-    """Train to the end; when memory runs out, go on from the last checkpoint with smaller chunks, or say why not."""
+    """Train to the end; what diverges or runs out of memory goes on from the last checkpoint, or says why not."""
+    stop = StopSignal()
     while True:
-        trainer = _Trainer(run, report, **parts)
+        trainer = _Trainer(run, report, stop, **parts)
+        diverged: Diverged | None = None
         try:
             return trainer.fit()
+        except Diverged as error:
+            diverged = error.with_traceback(None)  # which holds the trainer
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -139,6 +144,10 @@ def _fit(run: Run, report: Report, *, on_oom: str | None, **parts: Any) -> int:
         del trainer
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if diverged is not None:
+            checkpoint = rollback_point(run, diverged, report)
+            parts = {"store": parts.get("store"), "checkpoint": checkpoint, "rolled_back_at": diverged.step}
+            continue
         report(table)
         if on_oom != "shrink" or chunk_labels <= BLOCK_LABELS:
             raise UserError(
@@ -160,14 +169,16 @@ class _Trainer:
         self,
         run: Run,
         report: Report,
+        stop: StopSignal,
         *,
         store: Path | None = None,
         encoder: Encoder | None = None,
         plan: Plan | None = None,
         weights: RowReader | None = None,
         checkpoint: Checkpoint | None = None,
+        rolled_back_at: int | None = None,
     ) -> None:
-        self.run, self.config, self.report = run, run.config, report
+        self.run, self.config, self.report, self.stop = run, run.config, report, stop
         self.store = store or Path(run.info.store)
         if not self.store.is_dir():
             raise UserError(
@@ -186,7 +197,8 @@ class _Trainer:
             sizes = DataSizes.of_store(self.index, self.config)
             plan = make_plan(sizes, self.config, encoder, device=self.device, scratch=scratch_folder(run))
             require_room(plan, report)
-        self.plan, self.encoder, self._weights, self._checkpoint = plan, encoder, weights, checkpoint
+        self.plan, self.encoder, self._weights = plan, encoder, weights
+        self._checkpoint, self._rolled_back_at = checkpoint, rolled_back_at
         self.loader = StreamLoader(
             self.store,
             rows=(0, run.info.instances),
@@ -198,7 +210,6 @@ class _Trainer:
         )
         self.total_steps = self.config.train.steps or self.config.train.epochs * self.loader.batches_per_epoch
         self.cache: EmbeddingCache | None = None
-        self.signal: int | None = None
         self._open = ExitStack()
         self._open.callback(self.loader.close)
 
@@ -209,11 +220,15 @@ class _Trainer:
         self._open.callback(self.classifier.close)
         if self.config.encoder.format == "fp8":
             use_fp8_(self.encoder.body)
-        self.optimizer = build_optimizer(self.encoder, self.config.optimizer, rounding=self.config.encoder.rounding)
-        if self._checkpoint is not None:
-            self._restore(self._checkpoint)
+        skips = self.config.train.on_nonfinite == "skip"
+        rounding = self.config.encoder.rounding
+        self.optimizer = build_optimizer(self.encoder, self.config.optimizer, rounding=rounding, skips=skips)
+        skipped = self._restore(self._checkpoint) if self._checkpoint is not None else 0
+        self.watch = FiniteWatch(self.run, self.step, self.classifier.flags, self.report, skipped=skipped)
         return_free_memory()  # of drawing or reading the weights; gaps that a step's tensors need not fit
         require_space_for_checkpoint(self.run, self.plan, self.encoder.parameters())
+        if self._rolled_back_at is not None:
+            self.save()  # from which a run that is killed from now on goes on
         if not self.run.published:
             if self._weights is not None:
                 self.save()  # from which a run that is killed before its first step goes on
@@ -230,11 +245,11 @@ class _Trainer:
         last_save = time.monotonic()
         self.encoder.train()
         with (
-            _signals_caught(self),
+            self.stop.caught(),
             RunLog(self.run.path, self.step, self.total_steps, self.report, self.device) as log,
         ):
             batches = iter(self.loader)
-            while self.step < self.total_steps and self.signal is None:
+            while self.step < self.total_steps and self.stop.number is None:
                 self.train_step(next(batches), log)
                 if self.step % self.loader.batches_per_epoch == 0 or self.step == self.total_steps:
                     self._validate(log)
@@ -242,12 +257,12 @@ class _Trainer:
                     self.save()
                     last_save = time.monotonic()
             path = self.save()
-        if self.signal is not None and self.step < self.total_steps:
+        if self.stop.number is not None and self.step < self.total_steps:
             self.report(
-                f"stopped by {signal.Signals(self.signal).name} at step {self.step:,}; saved {path}. "
+                f"stopped by {signal.Signals(self.stop.number).name} at step {self.step:,}; saved {path}. "
                 f"Continue with: elmo-stream resume {self.run.path}"
             )
-            return 128 + self.signal
+            return 128 + self.stop.number
         self.report(f"finished: step {self.step:,}, saved {path}")
         return 0
 
@@ -264,11 +279,14 @@ class _Trainer:
         pieces = cut_batch(batch, self.config.train.micro_batch)
         batch = batch.to(self.device)
         half = EncoderStep(self.encoder, batch, pieces, seed=self.config.seed, step=step)
+        valid = self.watch.embeddings(step, half.x_BD)
         dx_BD, loss = self.classifier.train_step(
-            half.x_BD, batch.positives, lr=factor * config.classifier_lr, step=step, want_loss=want_loss
+            half.x_BD, batch.positives, lr=factor * config.classifier_lr, step=step, want_loss=want_loss, valid=valid
         )
+        self.watch.input_gradient(step, dx_BD)
         if self.optimizer is not None:
             half.backward(dx_BD)
+            self.watch.gradients(step, self.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = factor * config.encoder_lr
             self.optimizer.step()
@@ -276,29 +294,35 @@ class _Trainer:
         self.step += 1
         log.count(len(batch.instance_B))
         if loss is not None:
-            self._check_finite(float(loss))
+            whole = self.watch.look(self.step)
+            if whole and not math.isfinite(float(loss)):
+                raise Diverged(self.run, self.step, "the loss")
             log.training(
                 self.step,
                 self.step / self.loader.batches_per_epoch,
-                float(loss) / len(batch.instance_B),
+                float(loss) / len(batch.instance_B) if whole else None,
                 {
                     "encoder_lr": factor * config.encoder_lr,
                     "classifier_lr": factor * config.classifier_lr,
                     "saturated": int(self.classifier.flags[0]),
+                    "skipped": self.watch.skipped,
                 },
             )
 
     def save(self) -> Path:
         """Write a checkpoint of the current step and remove old ones; one that is not finite is never written."""
-        parameters = [p.detach().isfinite().all() for p in self.encoder.parameters()]
-        self._check_finite(0.0 if bool(torch.stack(parameters).all()) else math.nan)
+        self.watch.look(self.step)
         tensors, numbers = optimizer_tensors(self.optimizer) if self.optimizer is not None else ({}, {})
+        if not all_finite([*self.encoder.parameters(), *tensors.values()]):
+            raise Diverged(self.run, self.step, "weights of the encoder, or the states of its optimizer")
         require_space_for_checkpoint(self.run, self.plan, [*self.encoder.parameters(), *tensors.values()])
         state = {
             "total_steps": self.total_steps,
             "loader": self.loader.state_dict(),
             "optimizer": numbers,
             "saturated": int(self.classifier.flags[0]),
+            "skipped": self.watch.skipped,
+            "rolled_back": self.step == self._rolled_back_at,
             "environment": environment(),
         }
         path = save_checkpoint(
@@ -313,23 +337,28 @@ class _Trainer:
         return_free_memory()
         return path
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> int:
+        """Go to the state of a checkpoint, and behind the batches left out; returns the steps skipped until then."""
         try:
             self.loader.load_state_dict(checkpoint.state["loader"])
             if self.optimizer is not None:
                 load_optimizer_tensors(self.optimizer, checkpoint.tensors("optimizer"), checkpoint.state["optimizer"])
             before, saturated = checkpoint.state["environment"], int(checkpoint.state["saturated"])
+            skipped = int(checkpoint.state.get("skipped", 0))  # the first release counted none
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{checkpoint.folder / 'state.json'}: does not fit this run ({error!r}).") from error
-        self.step = checkpoint.step
+        self.step = checkpoint.step if self._rolled_back_at is None else self._rolled_back_at
+        self.loader.go_to(self.step)
         self.classifier.flags[0] = saturated
         changed = [
             f"{key} {before.get(key)} -> {value}" for key, value in environment().items() if before.get(key) != value
         ]
         if changed:
             self.report(f"notice: {', '.join(changed)}; the result may differ in its last bits.")
+        return skipped
 
     def _validate(self, log: RunLog) -> None:
+        self.watch.look(self.step)
         info = self.run.info
         if info.validation_instances:
             split, first = ("valid", 0) if "valid" in self.index.splits else ("train", info.instances)
@@ -355,15 +384,6 @@ class _Trainer:
         by_steps = rule.every_steps > 0 and self.step % rule.every_steps == 0
         return by_steps or 0 < rule.every_minutes * 60 <= time.monotonic() - last_save
 
-    def _check_finite(self, loss: float) -> None:
-        saturated, non_finite = self.classifier.flags.tolist()
-        if non_finite or not math.isfinite(loss):
-            raise UserError(
-                f"step {self.step}: the training diverged ({non_finite:,} non-finite and {saturated:,} "
-                "saturated weights); start a new run with a lower optimizer.classifier_lr or optimizer.encoder_lr. "
-                f"The checkpoints in {self.run.path} are from before."
-            )
-
     def _say_what_is_used(self) -> None:
         info, name = self.run.info, environment()["device"]
         self.report(
@@ -373,25 +393,3 @@ class _Trainer:
             f"{len(self.plan.chunks.layouts)} chunks ({self.plan.places_text()}); "
             f"steps {self.step:,} to {self.total_steps:,}"
         )
-
-
-@contextmanager
-def _signals_caught(trainer: _Trainer) -> Iterator[None]:
-    """SIGTERM and SIGINT end training after the step at hand; a second one ends the process at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        trainer.signal = number
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for number in before:
-            signal.signal(number, stop)
-    except ValueError:  # not the main thread: the caller's own handlers stay
-        before = {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -158,7 +158,8 @@ def update_with_(
     ``dx_BD += g^T W`` with the weights from before the step; then
     ``W <- round((1 - lr * decay) * W - lr * g x)``. Rows with compensation (``comp_HD``) round to nearest and
     carry the rest to the next step; the others round as ``rounding`` says. An fp8 group takes the exponent of
-    its largest new weight; where that weight is not finite, it stays what it was.
+    its largest new weight; where that weight is not finite, it stays what it was. With a learning rate of 0 the chunk
+    and ``flags`` stay as they are, bit for bit, whatever the gradients are.
 
     Args:
         g_LB: contiguous, from ``logit_grad``. x_BD: from ``operand``. dx_BD: contiguous float32, added to.

@@ -253,6 +253,8 @@ def update_(
     scratch_LD, dx_DB = _block_scratch(w), dx_BD.T.contiguous()
     for rows, w_LD in _decoded_blocks(w, ops):
         dx_DB.addmm_(w_LD.T, g_LB[rows])
+        if not step.lr:
+            continue
         u_LD = torch.mm(g_LB[rows], x_BD, out=scratch_LD[: len(w_LD)])
         ops.update_(w, rows, w_LD, u_LD, step, rounding, flags)
     dx_BD.copy_(dx_DB.T)

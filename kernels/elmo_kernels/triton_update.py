@@ -143,7 +143,9 @@ def update_kernel(
         )  # fmt: skip
         largest = tl.max(rt.magnitude_bits(v), 1)
         tl.store(skipped_ptr + tl.program_id(0) * _BLOCK + row, (largest > limit).to(tl.int8))
-        wanted = largest <= limit if EVEN else inside_row & (largest <= limit)
+        wanted = (largest <= limit) & (lr != 0)
+        if not EVEN:
+            wanted &= inside_row
         _store(
             data_ptr, exponent_ptr, comp_ptr, feature_ptr, v, v, largest, stream, label_offset + (first + row), row,
             wanted, H - first, first_col, D, FMT, STOCHASTIC, DOT_FP32, TILE_L, TILE_D, EVEN,
@@ -169,7 +171,8 @@ def mend_kernel(
     block, first_col = tl.program_id(0) // groups, tl.program_id(0) % groups * TILE_D
     first = block * _BLOCK
     skipped_ptr += tl.program_id(0) * _BLOCK
-    if tl.max(tl.load(skipped_ptr + tl.arange(0, _BLOCK)).to(tl.int32), 0) > 0:
+    _, lr, _ = _scalars(scalars_ptr)
+    if (tl.max(tl.load(skipped_ptr + tl.arange(0, _BLOCK)).to(tl.int32), 0) > 0) & (lr != 0):
         data_ptr += first.to(tl.int64) * D
         g_ptr += first.to(tl.int64) * B
         if FMT == "fp8":
