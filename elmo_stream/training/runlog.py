@@ -91,7 +91,7 @@ class RunLog:
         self._instances += instances
 
     def training(self, step: int, epoch: float, loss: float | None, rates: dict[str, float]) -> None:
-        """Record the loss per instance (None where the step was left out) and the learning rates after ``step`` steps."""
+        """Record the loss per instance (None where the step was left out) and the rates after ``step`` steps."""
         elapsed = time.monotonic() - self._begin
         speed = self._instances / max(elapsed, 1e-9)
         values = {"epoch": round(epoch, 4), **({} if loss is None else {"loss": loss}), **rates}

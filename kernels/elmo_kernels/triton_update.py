@@ -105,6 +105,12 @@ def _scalars(scalars_ptr):  # pragma: no cover
 
 
 @triton.jit
+def _trains(scalars_ptr):  # pragma: no cover
+    """Whether the learning rate is not 0."""
+    return tl.load(scalars_ptr + 1) != 0
+
+
+@triton.jit
 def update_kernel(
     data_ptr, exponent_ptr, comp_ptr, g_ptr, x_ptr, partial_ptr, scalars_ptr, skipped_ptr, feature_ptr,
     label_offset, L, B, H,
@@ -134,6 +140,7 @@ def update_kernel(
     instance = tl.arange(0, TILE_B)
     x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, EVEN), TILE_B, TILE_D)
     total = tl.zeros((TILE_B, TILE_D), tl.float32)
+    trains = _trains(scalars_ptr)
     for start in range(0, _BLOCK, TILE_L):
         row = start + tl.arange(0, TILE_L)
         inside_row = row < L - first
@@ -143,9 +150,7 @@ def update_kernel(
         )  # fmt: skip
         largest = tl.max(rt.magnitude_bits(v), 1)
         tl.store(skipped_ptr + tl.program_id(0) * _BLOCK + row, (largest > limit).to(tl.int8))
-        wanted = (largest <= limit) & (lr != 0)
-        if not EVEN:
-            wanted &= inside_row
+        wanted = (largest <= limit) & trains if EVEN else inside_row & (largest <= limit) & trains
         _store(
             data_ptr, exponent_ptr, comp_ptr, feature_ptr, v, v, largest, stream, label_offset + (first + row), row,
             wanted, H - first, first_col, D, FMT, STOCHASTIC, DOT_FP32, TILE_L, TILE_D, EVEN,
@@ -171,8 +176,7 @@ def mend_kernel(
     block, first_col = tl.program_id(0) // groups, tl.program_id(0) % groups * TILE_D
     first = block * _BLOCK
     skipped_ptr += tl.program_id(0) * _BLOCK
-    _, lr, _ = _scalars(scalars_ptr)
-    if (tl.max(tl.load(skipped_ptr + tl.arange(0, _BLOCK)).to(tl.int32), 0) > 0) & (lr != 0):
+    if (tl.max(tl.load(skipped_ptr + tl.arange(0, _BLOCK)).to(tl.int32), 0) > 0) & _trains(scalars_ptr):
         data_ptr += first.to(tl.int64) * D
         g_ptr += first.to(tl.int64) * B
         if FMT == "fp8":

@@ -17,7 +17,7 @@ class Case:
     """One combination of what an update can be asked for, and (labels, batch, features).
 
     ``exceptional``: half of the rows get steps that are not finite or leave the range of fp8; in a chunk of less
-    than a block all do, for an embedding is not finite.
+    than a block all do, for an embedding is not finite. A case without a ``rate`` of learning changes nothing.
     """
 
     fmt: str
@@ -26,6 +26,7 @@ class Case:
     kahan_rows: int = 0
     shape: tuple[int, int, int] = (1100, 5, 48)
     exceptional: bool = False
+    rate: float = 0.3
 
     @property
     def name(self) -> str:
@@ -44,6 +45,8 @@ CASES = [
     Case("fp8", "stochastic", "bce", shape=(1024, 16, 128)),
     Case("bf16", "stochastic", "bce", 1100, (1300, 5, 48), exceptional=True),
     Case("fp8", "stochastic", "bce", 1100, (1300, 5, 144), exceptional=True),
+    Case("bf16", "stochastic", "bce", 20, (60, 5, 144), exceptional=True, rate=0.0),
+    Case("fp8", "stochastic", "bce", 20, (60, 5, 144), exceptional=True, rate=0.0),
     Case("fp8", "nearest", "bce", shape=(90, 130, 144), exceptional=True),
 ]
 LARGE_CASES = [
@@ -110,7 +113,7 @@ def run_case(case: Case, device: str = "cpu") -> dict[str, Tensor]:
     flags = torch.zeros(2, dtype=torch.int64, device=device)
     ek.update_(
         w, inputs["step_g_LB"].to(x_BD.dtype), x_BD, dx_BD,
-        lr=0.3, weight_decay=0.01, rounding=case.rounding, seed=-3, step=1 << 40, flags=flags,
+        lr=case.rate, weight_decay=0.01, rounding=case.rounding, seed=-3, step=1 << 40, flags=flags,
     )  # fmt: skip
     out = {"g_LB": g_LB, "loss": loss, "dx_BD": dx_BD, "flags": flags, "scores_BK": scores_BK, "ids_BK": ids_BK}
     return {name: tensor.cpu() for name, tensor in {**out, **rounded, **_parts(w)}.items()}

@@ -73,6 +73,19 @@ def test_the_cases_change_exponents_and_keep_compensation(cases: ModuleType, mon
     assert (result["comp_HD"] != 0).float().mean() > 0.5 and len(result["comp_HD"]) < case.shape[0]
 
 
+def test_a_learning_rate_of_zero_keeps_every_bit_whatever_the_gradients(
+    cases: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELMO_KERNELS", "reference")
+    still = [case for case in cases.CASES if not case.rate]
+    assert {case.fmt for case in still} == {"bf16", "fp8"}
+    for case in still:
+        result, fresh = cases.run_case(case), cases.case_weights(case)
+        assert not result["flags"].any() and not result["dx_BD"].isfinite().all()
+        assert _same_bytes(result["data_LD"], fresh.data_LD) and _same_bytes(result["comp_HD"], fresh.comp_HD)
+        assert fresh.exponent_LG is None or _same_bytes(result["exponent_LG"], fresh.exponent_LG)
+
+
 @needs_triton
 @pytest.mark.parametrize("large", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["small", "large"])
 def test_triton_kernels_agree_with_the_twin(
