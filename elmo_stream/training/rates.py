@@ -142,7 +142,8 @@ def _per_instance(seconds: Callable[[int], float], batch: int) -> tuple[float, f
 def _usual(run: Callable[[], Any], device: torch.device) -> float:
     """Seconds of a run, the median of some."""
     run()  # compiles, or fills caches
-    seconds, begin = [], time.perf_counter()
+    seconds: list[float] = []
+    begin = time.perf_counter()
     while not seconds or time.perf_counter() - begin < PROBE_SECONDS:
         start = time.perf_counter()
         run()
