@@ -13,6 +13,7 @@ from elmo_kernels import BLOCK_LABELS, preferred_chunk_labels, step_bytes, topk_
 from elmo_kernels.types import DIM_MULTIPLE
 
 from elmo_stream.config import Config, LoaderConfig, parse_size
+from elmo_stream.data.batch import PAD_MULTIPLE
 from elmo_stream.data.index import BOW, StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
 from elmo_stream.model.encoder import Encoder
@@ -116,7 +117,9 @@ def make_plan(
     if not calibrate or plan.lacks():
         return plan
     place = _existing(scratch) if plan.chunks.at(MAPPED) else None
-    text = (max(1, round(sizes.mean_tokens)), sizes.vocab_size)
+    # Batches are sorted by length, and padded to a multiple.
+    tokens = min(round(sizes.mean_tokens) + PAD_MULTIPLE // 2, sizes.max_length)
+    text = (tokens, sizes.vocab_size)
     rates = measure_rates(config, chunks=plan.chunks, device=device, encoder=encoder, text=text, scratch=place)
     return replace(plan, rates=rates)
 
