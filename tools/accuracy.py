@@ -22,17 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from elmo_kernels import BLOCK_LABELS
 
-from elmo_stream.config import LoaderConfig
 from elmo_stream.data.labels import InversePropensity, LabelNames
-from elmo_stream.data.loader import StreamLoader
-from elmo_stream.training.encoder_step import embed
+from elmo_stream.training.evaluate import evaluate_model
 from elmo_stream.training.metrics import RankingMetrics
 from elmo_stream.training.models import trained_model
-from elmo_stream.training.plan import EVALUATION_BATCH
-from elmo_stream.training.run import open_run
+from elmo_stream.training.run import device_of_run, open_run
 from tools.bench_formats import difference
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -89,21 +84,11 @@ class _ByInstance(RankingMetrics):
 def evaluate(run: Path, store: Path) -> dict[str, np.ndarray]:
     """What each test instance gains."""
     opened = open_run(run)
-    info, device = opened.info, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    info, device = opened.info, device_of_run()
     _, encoder, classifier = trained_model(opened, None, device, lambda line: None)
     frequency_L = LabelNames(run / "labels").frequency_L
     metrics = _ByInstance(InversePropensity(frequency_L, info.train_instances, info.propensity_a, info.propensity_b))
-    loader = StreamLoader(
-        store, split="test", batch=EVALUATION_BATCH, shuffle=False, block_labels=BLOCK_LABELS, config=LoaderConfig()
-    )
-    with torch.no_grad(), loader:
-        for batch in loader:
-            _, ids_BK = classifier.topk(embed(encoder.eval(), batch.to(device)), max(KS))
-            pairs = batch.positives
-            order = torch.argsort(pairs.instance_P, stable=True)
-            counts = torch.bincount(pairs.instance_P, minlength=len(batch.instance_B))
-            offsets = np.concatenate([[0], np.cumsum(counts.numpy())])
-            metrics.update(ids_BK.cpu().numpy(), pairs.label_P[order].numpy(), offsets)
+    evaluate_model(encoder, classifier, store, split="test", rows=None, metrics=metrics, device=device)
     classifier.close()
     return metrics.gains()
 

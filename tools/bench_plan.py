@@ -5,7 +5,8 @@
 For every configuration a store is made (tools/synthetic_store.py), a plan with its calibration is computed in one
 process, and training runs in another: its peak of resident memory, and that beyond what the process had before anything
 was allocated (delta), against the plan; its seconds a step against the prediction. Prints a table, or JSON. Where the
-speed of a machine varies from minute to minute, more rounds calibrate and train in turn, and the medians are compared.
+speed of a machine varies from minute to minute, more rounds calibrate and train in turn: the median times
+are compared, and the largest peak.
 """
 
 import argparse

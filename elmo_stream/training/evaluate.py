@@ -34,8 +34,7 @@ def evaluate_model(
     *,
     split: str,
     rows: tuple[int, int] | None,
-    ks: Sequence[int],
-    inverse_propensity: InversePropensity | None,
+    metrics: RankingMetrics,
     device: torch.device,
     filtered: FilterPairs = NO_PAIRS,
     embeddings: Embeddings | None = None,
@@ -44,11 +43,11 @@ def evaluate_model(
     """Metrics of the instances in ``rows`` of a split; the encoder's mode is set back afterwards.
 
     Args:
+        metrics: new ones, which the instances are added to.
         embeddings: of the split's rows, where they are cached.
         timeout: seconds that a batch may take to be read, as ``loader.timeout``.
     """
-    metrics = RankingMetrics(ks, inverse_propensity)
-    length = max(ks) + filtered.most_per_row()
+    length = metrics.depth + filtered.most_per_row()
     was_training = encoder.training
     encoder.eval()
     loader = StreamLoader(
@@ -66,7 +65,7 @@ def evaluate_model(
             on_device = batch.to(device)
             _, ids = classifier.topk(embed(encoder, on_device), length)
             ids_BK = np.pad(ids.cpu().numpy(), ((0, 0), (0, length - ids.shape[1])), constant_values=-1)
-            kept_BK = drop_filtered(ids_BK, *filtered.of(batch.instance_B.numpy()), max(ks))
+            kept_BK = drop_filtered(ids_BK, *filtered.of(batch.instance_B.numpy()), metrics.depth)
             metrics.update(kept_BK, *_true_labels(batch))
     encoder.train(was_training)
     return metrics.result()
@@ -120,8 +119,7 @@ def evaluate(
             store,
             split=split,
             rows=None,
-            ks=ks,
-            inverse_propensity=weights,
+            metrics=RankingMetrics(ks, weights),
             device=device,
             filtered=load_filter(store, index, split) if filtered is None else filtered,
         )

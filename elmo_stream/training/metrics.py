@@ -61,6 +61,11 @@ class RankingMetrics:
         """Number of instances seen, those without true labels included."""
         return self._instances
 
+    @property
+    def depth(self) -> int:
+        """The largest cut-off."""
+        return len(self._discount_K)
+
     def update(self, ids_BK: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> None:
         """Add a batch; nothing is added when it is refused.
 
@@ -76,7 +81,7 @@ class RankingMetrics:
         """
         ids_BK, labels, offsets = map(_int64, (ids_BK, labels, offsets))
         instances, length = ids_BK.shape
-        depth = len(self._discount_K)
+        depth = self.depth
         if length < depth:
             raise ValueError(f"lists of {length} predictions are too short for a cut-off of {depth}")
         count_B = np.diff(offsets)

@@ -34,6 +34,7 @@ from elmo_stream.training.embedding_cache import EmbeddingCache, open_embedding_
 from elmo_stream.training.encoder_step import EncoderStep, cut_batch
 from elmo_stream.training.evaluate import evaluate_model
 from elmo_stream.training.finite import Diverged, FiniteWatch, all_finite, rollback_point
+from elmo_stream.training.metrics import RankingMetrics
 from elmo_stream.training.models import make_classifier, require_room, require_space_for_checkpoint, scratch_folder
 from elmo_stream.training.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
 from elmo_stream.training.plan import Plan
@@ -371,8 +372,7 @@ class _Trainer:
                     self.store,
                     split=split,
                     rows=rows,
-                    ks=VALIDATION_KS,
-                    inverse_propensity=None,
+                    metrics=RankingMetrics(VALIDATION_KS, None),
                     device=self.device,
                     embeddings=self.cache.validation if self.cache else None,
                     timeout=self.config.loader.timeout,

@@ -16,7 +16,8 @@ from elmo_stream.data.store import open_store
 from elmo_stream.errors import CorruptError
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.checkpoint import load_checkpoint
-from elmo_stream.training.evaluate import evaluate
+from elmo_stream.training.evaluate import evaluate, evaluate_model
+from elmo_stream.training.metrics import RankingMetrics
 from elmo_stream.training.models import trained_model
 from elmo_stream.training.run import open_run
 from elmo_stream.training.trainer import resume, train
@@ -106,11 +107,9 @@ def test_validation_from_the_cache_is_that_of_the_texts(store: Path, tmp_path: P
     told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = [row["validation/P@5"] for row in told if "validation/P@5" in row][-1]
     run = open_run(tmp_path / "run")
-    from elmo_stream.training.evaluate import evaluate_model
-
     _, encoder, classifier = trained_model(run, None, CPU, lambda line: None)
     again = evaluate_model(
-        encoder, classifier, store, split="train", rows=(1200, 1500), ks=(5,), inverse_propensity=None, device=CPU
+        encoder, classifier, store, split="train", rows=(1200, 1500), metrics=RankingMetrics((5,), None), device=CPU
     )
     assert last > 0.05
     assert again["P@5"] == pytest.approx(last, abs=0.01)
