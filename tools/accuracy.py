@@ -94,10 +94,13 @@ def evaluate(run: Path, store: Path) -> dict[str, np.ndarray]:
 
 
 def inputs(folder: Path) -> list[str]:
-    """The files of training and test, and of validation where there are any, as ``shard`` wants them."""
+    """The files of training and test, and of validation where there are any, as ``shard`` wants them.
+
+    Where there are features, these; they come before texts.
+    """
     found = {}
     for split in ("trn", "tst", "val"):
-        files = [path for path in sorted(folder.rglob(f"{split}_X*.txt*")) if "_X_Y." not in path.name]
+        files = [path for kind in ("_X_Xf", "_X") for path in sorted(folder.rglob(f"{split}{kind}.txt*"))]
         found[split] = str(files[0]) if files else ""
     valid = ["--valid", found["val"]] if found["val"] else []
     return [found["trn"], "--test", found["tst"], *valid] if found["trn"] and found["tst"] else []

@@ -202,7 +202,12 @@ def chunk_step(config: Config, chunks: Sequence[ChunkWeights], batch: int) -> Ca
 
 def _encoder_step(config: Config, encoder: Encoder, tokens: int, vocabulary: int) -> Callable[[int], float]:
     device = next(encoder.parameters()).device
-    optimizer = build_optimizer(encoder, replace(config.optimizer, encoder_lr=0.0, weight_decay=0.0))
+    optimizer = build_optimizer(
+        encoder,
+        replace(config.optimizer, encoder_lr=0.0, weight_decay=0.0),
+        rounding=config.encoder.rounding,
+        skips=config.train.on_nonfinite == "skip",
+    )
 
     def seconds(batch: int) -> float:
         ids_BT = torch.randint(vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
