@@ -140,7 +140,6 @@ def update_kernel(
     instance = tl.arange(0, TILE_B)
     x = tt.dealt(tt.operand_tile(x_ptr, instance, instance < B, first_col, D, TILE_D, EVEN), TILE_B, TILE_D)
     total = tl.zeros((TILE_B, TILE_D), tl.float32)
-    trains = _trains(scalars_ptr)
     for start in range(0, _BLOCK, TILE_L):
         row = start + tl.arange(0, TILE_L)
         inside_row = row < L - first
@@ -150,6 +149,8 @@ def update_kernel(
         )  # fmt: skip
         largest = tl.max(rt.magnitude_bits(v), 1)
         tl.store(skipped_ptr + tl.program_id(0) * _BLOCK + row, (largest > limit).to(tl.int8))
+        # A load each time: registers are full.
+        trains = _trains(scalars_ptr)
         wanted = (largest <= limit) & trains if EVEN else inside_row & (largest <= limit) & trains
         _store(
             data_ptr, exponent_ptr, comp_ptr, feature_ptr, v, v, largest, stream, label_offset + (first + row), row,
