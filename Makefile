@@ -34,8 +34,9 @@ lint: setup ## ruff and mypy
 test: setup ## lint, and every test with coverage, side by side
 	$(MAKE) --no-print-directory -j2 lint pytest
 
+# Two processes share the cores: a thread that waits must not spin.
 pytest: setup
-	$(BIN)/python -m pytest -m 'not slow' --cov --numprocesses 2 --dist worksteal
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not slow' --cov --numprocesses 2 --dist worksteal
 
 torture: setup ## break what must not break, for some minutes: kills, power cuts, full disks, bad input
 	$(BIN)/python -m tests.torture
