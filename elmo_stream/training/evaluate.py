@@ -109,9 +109,7 @@ def evaluate(
     _check_store(opened, store, index)
     device = device_of_run()
     at_step, encoder, classifier = trained_model(opened, step, device, report)
-    info = opened.info
-    frequency_L = LabelNames(run / "labels").frequency_L
-    weights = InversePropensity(frequency_L, info.train_instances, info.propensity_a, info.propensity_b)
+    weights = inverse_propensity(opened)
     try:
         metrics = evaluate_model(
             encoder,
@@ -133,6 +131,12 @@ def evaluate(
         "step": at_step,
         "metrics": metrics,
     }
+
+
+def inverse_propensity(run: Run) -> InversePropensity:
+    """Of the labels of a run, from the instances that it was made for."""
+    info, frequency_L = run.info, LabelNames(run.path / "labels").frequency_L
+    return InversePropensity(frequency_L, info.train_instances, info.propensity_a, info.propensity_b)
 
 
 def _check_store(run: Run, store: Path, index: StoreIndex) -> None:

@@ -200,7 +200,7 @@ def _step_rows(config: Config, chunks: ChunkPlan, device: torch.device, training
 def _encoder_rows(
     config: Config, encoder: Encoder, sizes: DataSizes, device: torch.device, training: bool
 ) -> Iterator[Row]:
-    length = -(-sizes.max_length // 8) * 8
+    length = -(-sizes.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
     size_keys = "encoder.dim, encoder.bigrams" if config.encoder.kind == "bag" else "encoder.name, encoder.format"
     memory = encoder_memory(encoder, config, length=length, device=device)
     yield Row("encoder weights", DEVICE, ALWAYS, memory.weights, size_keys)

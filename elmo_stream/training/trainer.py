@@ -348,8 +348,10 @@ class _Trainer:
             skipped = int(checkpoint.state.get("skipped", 0))  # the first release counted none
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{checkpoint.folder / 'state.json'}: does not fit this run ({error!r}).") from error
-        self.step = checkpoint.step if self._rolled_back_at is None else self._rolled_back_at
-        self.loader.go_to(self.step)
+        self.step = checkpoint.step
+        if self._rolled_back_at is not None:
+            self.step = self._rolled_back_at
+            self.loader.go_to(self.step)
         self.classifier.flags[0] = saturated
         changed = [
             f"{key} {before.get(key)} -> {value}" for key, value in environment().items() if before.get(key) != value

@@ -1,17 +1,16 @@
 """What the attacks on training and sharding work on: a small corpus, its store, and what an undisturbed run gives."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
+from elmo_stream.training.checkpoint import checkpoint_steps
 from tests.conftest import _write_corpus
 from tests.torture.children import Blow, Outcome, forked
+from tests.training.left_behind import metrics_of, tensor_files
 
 FORMATS = ("bf16", "fp8")
 EVERY_STEPS, STEPS = 3, 20
 _KEYS = ("encoder.dim=16", "encoder.dropout=0.2", "train.batch=64", f"checkpoint.every_steps={EVERY_STEPS}")
-_VOLATILE = {"instances_per_second"}
 
 
 class Workplace:
@@ -56,10 +55,7 @@ def must(outcome: Outcome) -> None:
 def result_of(run: Path) -> dict[str, Any]:
     """Final weights and optimizer state, by their checksums, and the metrics but for the rates."""
     (*_, step) = checkpoint_steps(run)
-    manifest = json.loads((checkpoints_folder(run) / f"step-{step:08d}" / "manifest.json").read_text())
-    tensors = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")}
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {"step": step, "metrics": [{k: v for k, v in row.items() if k not in _VOLATILE} for row in rows], **tensors}
+    return {"step": step, "metrics": metrics_of(run), **tensor_files(run, step)}
 
 
 def tree(folder: Path) -> dict[str, bytes]:

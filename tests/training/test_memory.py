@@ -22,6 +22,7 @@ from elmo_stream.training.preview import plan_sizes, plan_store
 from elmo_stream.training.rates import Rates
 from elmo_stream.training.trainer import resume, train
 from tests.cli_helpers import assert_refused, run_cli
+from tests.training.left_behind import tensor_files
 from tools.synthetic_store import make_store
 
 KEYS = [
@@ -43,9 +44,7 @@ def _half_of_the_chunks(store: Path) -> str:
 
 
 def _weights(run: Path) -> dict[str, str]:
-    steps = checkpoint_steps(run)
-    manifest = json.loads((checkpoints_folder(run) / f"step-{steps[-1]:08d}" / "manifest.json").read_text())
-    return {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")}
+    return tensor_files(run, checkpoint_steps(run)[-1])
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from elmo_stream.training.finite import Diverged, FiniteWatch
 from elmo_stream.training.optim import build_optimizer, optimizer_tensors
 from elmo_stream.training.run import Run, open_run
 from elmo_stream.training.trainer import resume, train
+from tests.training.left_behind import forget_after, metrics_of, tensor_files
 
 FEATURES, LABELS, ROWS = 60, 40, 50
 KEYS = [
@@ -65,25 +66,8 @@ def _train(store: Path, out: Path, *keys: str) -> list[str]:
     return said
 
 
-def _files(run: Path, step: int) -> dict[str, str]:
-    manifest = json.loads((checkpoints_folder(run) / f"step-{step:08d}" / "manifest.json").read_text())
-    return {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")}
-
-
 def _state(run: Path, step: int) -> dict:
     return json.loads((checkpoints_folder(run) / f"step-{step:08d}" / "state.json").read_text())
-
-
-def _forget_after(run: Path, step: int) -> None:
-    """Leave the run as a kill after the checkpoint of ``step`` would have left it."""
-    for later in checkpoint_steps(run):
-        if later > step:
-            shutil.rmtree(checkpoints_folder(run) / f"step-{later:08d}")
-
-
-def _metrics(run: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "instances_per_second"} for row in rows]
 
 
 def test_by_default_training_stops_and_names_the_step(bow_store: Path, tmp_path: Path, absurd_step: int) -> None:
@@ -107,15 +91,15 @@ def test_a_skipped_step_leaves_every_bit_as_it_was(
     run = tmp_path / "run"
     said = _train(bow_store, run, "train.on_nonfinite=skip", "train.epochs=1", *keys)
     steps = checkpoint_steps(run)
-    files = {step: _files(run, step) for step in steps}
+    files = {step: tensor_files(run, step) for step in steps}
     assert [two for one, two in itertools.pairwise(steps) if files[one] == files[two]] == [absurd_step]
     assert _state(run, absurd_step)["optimizer"] == _state(run, absurd_step - 1)["optimizer"]
     assert [line for line in said if line.startswith(f"step {absurd_step} was left out (not finite: its embeddings)")]
-    metrics = _metrics(run)
+    metrics = metrics_of(run)
     assert metrics[-1]["skipped"] == 1
-    _forget_after(run, absurd_step - 1)
+    forget_after(run, absurd_step - 1)
     assert resume(run, report=lambda line: None) == 0
-    assert {step: _files(run, step) for step in checkpoint_steps(run)} == files and _metrics(run) == metrics
+    assert {step: tensor_files(run, step) for step in checkpoint_steps(run)} == files and metrics_of(run) == metrics
 
 
 def test_what_is_skipped_is_told_apart_from_what_is_lost(tmp_path: Path) -> None:
@@ -129,7 +113,7 @@ def test_watching_changes_no_bit_of_a_training_that_stays_finite(tmp_path: Path)
     for choice in ("stop", "skip", "rollback"):
         keys = [f"train.on_nonfinite={choice}", "encoder.hidden=48", "train.steps=4", "checkpoint.every_steps=1000"]
         _train(store, tmp_path / choice, *keys)
-        ends.append((_files(tmp_path / choice, 4), _metrics(tmp_path / choice)))
+        ends.append((tensor_files(tmp_path / choice, 4), metrics_of(tmp_path / choice)))
     assert ends[0] == ends[1] == ends[2]
 
 
@@ -141,12 +125,14 @@ def test_a_rollback_goes_on_behind_the_batch_and_resumes_exactly(
     said = _train(bow_store, whole, *keys)
     before = (absurd_step - 1) // 2 * 2
     assert any(f"going back to the weights of step {before}, and on with" in line for line in said)
-    assert _files(whole, absurd_step) == _files(whole, before)
+    assert tensor_files(whole, absurd_step) == tensor_files(whole, before)
     assert _state(whole, absurd_step)["loader"]["instances_seen"] == 10 * absurd_step
     shutil.copytree(whole, run)
-    _forget_after(run, absurd_step)
+    forget_after(run, absurd_step)
     assert resume(run, report=lambda line: None) == 0
-    assert _files(run, 2 * PER_EPOCH) == _files(whole, 2 * PER_EPOCH) and _metrics(run) == _metrics(whole)
+    assert tensor_files(run, 2 * PER_EPOCH) == tensor_files(whole, 2 * PER_EPOCH) and metrics_of(run) == metrics_of(
+        whole
+    )
 
 
 def test_a_rollback_needs_a_checkpoint_that_training_wrote_since_the_one_before(

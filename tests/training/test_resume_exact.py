@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from elmo_stream.config import load_config
-from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
+from elmo_stream.training.checkpoint import checkpoint_steps
 from elmo_stream.training.trainer import resume, train
+from tests.training.left_behind import forget_after, metrics_of, tensor_files
 
 BAG = ["encoder.kind=bag", "encoder.dim=32"]
 SMALL = ["train.batch=300", "train.validation=0.2", "train.epochs=2", "optimizer.warmup_steps=2", "loader.bucket=3"]
@@ -29,23 +30,6 @@ def _train(store: Path, out: Path, keys: list[str]) -> Path:
     return out
 
 
-def _files(run: Path, step: int = STEPS) -> dict[str, str]:
-    manifest = json.loads((checkpoints_folder(run) / f"step-{step:08d}" / "manifest.json").read_text())
-    return {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")}
-
-
-def _forget_after(run: Path, step: int) -> None:
-    """Leave the run as a kill after the checkpoint of ``step`` would have left it."""
-    for later in checkpoint_steps(run):
-        if later > step:
-            shutil.rmtree(checkpoints_folder(run) / f"step-{later:08d}")
-
-
-def _metrics(run: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "instances_per_second"} for row in rows]
-
-
 @pytest.mark.parametrize("encoder", ["bag", "bert"])
 @pytest.mark.parametrize("fmt", ["fp32", "bf16", "fp8"])
 def test_stopped_and_resumed_equals_uninterrupted(
@@ -54,15 +38,15 @@ def test_stopped_and_resumed_equals_uninterrupted(
     keys = [*_encoder(encoder, bert), f"classifier.format={fmt}", "encoder.dropout=0.2"]
     whole = _train(store, tmp_path / "whole", keys)
     stops = _train(store, tmp_path / "stops", [*keys, *EVERY_STEP])
-    assert _files(stops) == _files(whole), "checkpointing must not change the training"
+    assert tensor_files(stops, STEPS) == tensor_files(whole, STEPS), "checkpointing must not change the training"
     for stop in ([0], [PER_EPOCH // 2], [PER_EPOCH], [1, PER_EPOCH + 1]):
         run = tmp_path / f"stopped-{'-'.join(map(str, stop))}"
         shutil.copytree(stops, run)
         for step in stop:
-            _forget_after(run, step)
+            forget_after(run, step)
             assert resume(run, report=lambda line: None) == 0
-        assert _files(run) == _files(whole), f"stopped after steps {stop}"
-        assert _metrics(run) == _metrics(whole)
+        assert tensor_files(run, STEPS) == tensor_files(whole, STEPS), f"stopped after steps {stop}"
+        assert metrics_of(run) == metrics_of(whole)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +67,9 @@ def test_other_configurations_resume_exactly_too(store: Path, tmp_path: Path, ke
     whole = _train(store, tmp_path / "whole", [*BAG, *keys, *EVERY_STEP])
     run = tmp_path / "stopped"
     shutil.copytree(whole, run)
-    _forget_after(run, 3)
+    forget_after(run, 3)
     assert resume(run, report=lambda line: None) == 0
-    assert _files(run) == _files(whole)
+    assert tensor_files(run, STEPS) == tensor_files(whole, STEPS)
 
 
 @pytest.mark.parametrize("encoder", ["bag", "bert"])
@@ -137,7 +121,7 @@ def test_killed_with_sigkill_and_resumed_equals_uninterrupted(store: Path, tmp_p
     process.kill()
     process.communicate()
     assert resume(run, report=lambda line: None) == 0
-    assert _files(run, 160) == _files(whole, 160)
+    assert tensor_files(run, 160) == tensor_files(whole, 160)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -165,4 +149,4 @@ def test_validation_takes_the_valid_split_where_there_is_one(corpus: Path, store
         run = _train(place, tmp_path / f"run-{validation}", [*BAG, "train.steps=1"])
         info = json.loads((run / "run.json").read_text())
         assert (info["instances"], info["validation_instances"]) == (instances, validation)
-        assert any("validation/P@1" in row for row in _metrics(run))
+        assert any("validation/P@1" in row for row in metrics_of(run))
