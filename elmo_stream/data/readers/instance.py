@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,7 @@ class Features:
     weight_N: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class RawInstance:
+class RawInstance(NamedTuple):
     """One instance as its author wrote it.
 
     Attributes:
@@ -101,18 +101,24 @@ def make_instance(text: str, labels: Sequence[str], features: Features | None = 
     Raises:
         ValueError: text or a label is no valid Unicode, or a label is empty or too long.
     """
-    refuse_surrogates(text, "the text")
-    for place, label in enumerate(labels, start=1):
-        if not label:
-            raise ValueError(f"label {place} is empty; expected at least one character.")
-        refuse_surrogates(label, f"label {place}")
-        if len(label) > MAX_LABEL_BYTES // 4 and len(label.encode()) > MAX_LABEL_BYTES:
-            raise ValueError(f"label {place} is longer than {MAX_LABEL_BYTES} bytes; expected a name.")
+    names = "".join(labels)
+    if not (text.isascii() and names.isascii() and all(labels) and len(names) <= MAX_LABEL_BYTES):
+        _check(text, labels)
     distinct = tuple(dict.fromkeys(labels))
     return RawInstance(text, distinct, len(labels) - len(distinct), features)
 
 
-def refuse_surrogates(text: str, where: str) -> None:
+def _check(text: str, labels: Sequence[str]) -> None:
+    _refuse_surrogates(text, "the text")
+    for place, label in enumerate(labels, start=1):
+        if not label:
+            raise ValueError(f"label {place} is empty; expected at least one character.")
+        _refuse_surrogates(label, f"label {place}")
+        if len(label) > MAX_LABEL_BYTES // 4 and len(label.encode()) > MAX_LABEL_BYTES:
+            raise ValueError(f"label {place} is longer than {MAX_LABEL_BYTES} bytes; expected a name.")
+
+
+def _refuse_surrogates(text: str, where: str) -> None:
     """Raise ``ValueError`` when ``text`` cannot be written as UTF-8."""
     if not text.isascii():
         try:

@@ -18,15 +18,14 @@ def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
 
 def read(part: Part, fields: Fields) -> Iterator[RawInstance]:
     """See :class:`elmo_stream.data.readers.Format`."""
-    labels_of = LabelReader(fields)
+    labels_of, example, where = LabelReader(fields), _example(fields), f"field '{fields.label}'"
 
     def parse(line: bytes) -> RawInstance:
-        value = parse_object(line, _example(fields))
+        value = parse_object(line, example)
         text = " ".join([string_field(value, name) for name in fields.text])
         if fields.label is None:
             return make_instance(text, ())
-        found = field(value, fields.label, "--label-field")
-        return make_instance(text, labels_of.value(found, f"field '{fields.label}'"))
+        return make_instance(text, labels_of.value(field(value, fields.label, "--label-field"), where))
 
     return read_instances(part, parse)
 
@@ -38,7 +37,7 @@ def parse_object(line: bytes, example: str) -> dict[str, Any]:
         ValueError: what is wrong and what was expected, in one sentence.
     """
     try:
-        value = json.loads(decode(line), object_pairs_hook=_unique_object)
+        value = _DECODER.decode(decode(line))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not valid JSON ({error.msg} at column {error.colno}); expected one object a line."
@@ -75,6 +74,9 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("a field occurs twice in one object; expected each once.")
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_object)
 
 
 def _example(fields: Fields) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from elmo_stream.data.arrays import map_array
+from elmo_stream.data.arrays import map_array, save_array
 from elmo_stream.data.hashing import hash_names
 from elmo_stream.data.readers.instance import MAX_LABEL_BYTES, InputFile, refusal
 from elmo_stream.data.readers.lines import decode, read_lines
@@ -107,7 +107,7 @@ def _write_distinct(folder: Path, lengths: list[int], hashes: NDArray[np.uint64]
 
 
 def _save_offsets(path: Path, lengths: list[int]) -> None:
-    np.save(path, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    save_array(path, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
 
 def _entries(file: InputFile) -> Iterator[tuple[bytes, bytes]]:

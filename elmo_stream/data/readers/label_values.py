@@ -30,13 +30,14 @@ class LabelReader:
             value = [value]
         if not isinstance(value, list):
             raise ValueError(f"{where} is {kind_of(value)}; expected a list of strings or ids.")
-        if value and all(type(label) is int for label in value):
+        kinds = set(map(type, value))
+        if kinds == {int}:
             return self.ids(value)
-        for place, label in enumerate(value, start=1):
-            if not isinstance(label, str):
-                raise ValueError(
-                    f"label {place} in {where} is {kind_of(label)}; expected a string, as the others, or ids only."
-                )
+        if kinds - {str}:
+            place, label = next((place, one) for place, one in enumerate(value, start=1) if not isinstance(one, str))
+            raise ValueError(
+                f"label {place} in {where} is {kind_of(label)}; expected a string, as the others, or ids only."
+            )
         return value if self._names is None else self.ids([parse_id(label, where) for label in value])
 
     def cell(self, cell: str, where: str) -> list[str]:
