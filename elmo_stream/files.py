@@ -144,8 +144,16 @@ def _temporary(final: Path) -> Path:
         for path in final.parent.iterdir():
             number = path.name.removeprefix(mine)
             if path.name != number and number.isdecimal() and not process_lives(int(number)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
     return final.with_name(f"{mine}{os.getpid()}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing there is fine. An ``OSError`` names ``path``."""
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError as error:  # shutil names a file without its folder
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -170,10 +178,24 @@ def make_folder(path: Path) -> None:
 
 def fsync_tree(root: Path) -> None:
     """Flush a folder with everything below it."""
-    for folder, _, names in os.walk(root, topdown=False):
-        for name in names:
-            fsync_path(Path(folder, name))
-        fsync_path(Path(folder))
+    for folder, files in walk(root):
+        for path in files:
+            fsync_path(path)
+        fsync_path(folder)
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Every folder from the innermost out, with its files; nothing where there is no ``root``.
+
+    An ``OSError`` is raised, where ``Path.rglob`` would pass over the folder.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, _, names in os.walk(root, topdown=False, onerror=fail):
+        yield Path(folder), [Path(folder, name) for name in names]
 
 
 @contextmanager
@@ -223,9 +245,8 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below ``folder``, keyed by its relative POSIX path, for an index or manifest."""
-    return {
-        path.relative_to(folder).as_posix(): file_entry(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    paths = sorted(path for _, files in walk(folder) for path in files)
+    return {path.relative_to(folder).as_posix(): file_entry(path) for path in paths}
 
 
 class Stream(Protocol):

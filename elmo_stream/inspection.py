@@ -7,7 +7,7 @@ from elmo_stream.data.embeddings import verify_part
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.remote import shards_of
 from elmo_stream.errors import UserError
-from elmo_stream.files import read_json
+from elmo_stream.files import read_json, walk
 from elmo_stream.training.checkpoint import Checkpoint, checkpoint_steps, checkpoints_folder, verify_checkpoint
 from elmo_stream.training.run import open_run
 
@@ -98,6 +98,7 @@ def verify(path: Path) -> dict[str, Any]:
     steps = checkpoint_steps(path)
     for step in steps:
         verify_checkpoint(checkpoints_folder(path) / f"step-{step:08d}")
-    for part in sorted((path / "embeddings").glob("*/*/index.json")):
-        verify_part(part.parent)
+    for folder, files in walk(path / "embeddings"):
+        if folder / "index.json" in files:
+            verify_part(folder)
     return {"kind": kind, "checkpoints": len(steps)}

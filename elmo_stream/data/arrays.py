@@ -1,4 +1,4 @@
-"""Array files (``.npy``), read in one way: mapped, so that a size that lies takes no memory, and never as a pickle."""
+"""Array files (``.npy``), written and read in one way: mapped, so that a size that lies takes no memory; no pickles."""
 
 from pathlib import Path
 from typing import Any
@@ -23,3 +23,14 @@ def map_array(path: Path) -> NDArray[Any]:
     except (ValueError, EOFError) as error:
         raise CorruptError(f"{path}: not a valid array file ({error}); it is damaged.") from error
     return array
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array file; raises ``OSError`` where a write fails.
+
+    ``numpy.save`` leaves the last bytes of an array to ``fclose``, and takes no notice when that finds the disk full.
+    """
+    array = np.ascontiguousarray(array)
+    with naming(path), open(path, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        stream.write(array.data)

@@ -1,7 +1,6 @@
 """The folder of a store while it is built: whose it is, what is built there, and how it is cleared away."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from elmo_stream.data.index import BUILD_NAME, FILTERS, INDEX_NAME, SPLITS, VERS
 from elmo_stream.data.inputs import InputOptions, Inputs
 from elmo_stream.data.readers.instance import file_identity
 from elmo_stream.errors import UserError
-from elmo_stream.files import locked, new_folder, read_json, write_json_durably
+from elmo_stream.files import locked, new_folder, read_json, remove, write_json_durably
 
 _PLAN_NAME = "plan.json"
 _PARTS = (*SPLITS, "labels", "tokenizer", FILTERS)
@@ -64,7 +63,7 @@ def claim(out: Path, plan: dict[str, Any], report: Callable[[str], None]) -> Ite
         if finished and not same_plan:
             raise UserError(f"{out}: exists already; choose another place with --out, or remove it first.")
         for unborn in out.glob(f"{BUILD_NAME}{_TEMPORARIES}"):
-            shutil.rmtree(unborn)
+            remove(unborn)
         if not build.is_dir() and any(out.iterdir()):
             raise UserError(f"{out}: holds files of no conversion; choose an empty or new folder with --out.")
         if same_plan:
@@ -127,8 +126,8 @@ def remove_scratch(out: Path) -> None:
     """Remove the scratch of a finished conversion, its plan last, so that another try can go on from a kill."""
     for path in (out / BUILD_NAME).iterdir():
         if path.name != _PLAN_NAME:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(out / BUILD_NAME)
+            remove(path)
+    remove(out / BUILD_NAME)
 
 
 def _remove_ours(out: Path) -> None:
@@ -137,12 +136,11 @@ def _remove_ours(out: Path) -> None:
     (out / BUILD_NAME / _PLAN_NAME).unlink(missing_ok=True)
     _remove_temporaries(out)
     for name in (*_PARTS, BUILD_NAME):
-        if (out / name).is_dir():
-            shutil.rmtree(out / name)
+        remove(out / name)
 
 
 def _remove_temporaries(out: Path) -> None:
     """Remove what killed processes were writing."""
     for folder in (out, *(out / name for name in (*_PARTS, BUILD_NAME))):
         for path in folder.glob(_TEMPORARIES):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from elmo_stream.data.arrays import map_array
+from elmo_stream.data.arrays import map_array, save_array
 from elmo_stream.data.index import FILTERS, StoreIndex
 from elmo_stream.data.labels import LabelMap
 from elmo_stream.data.readers.instance import Fields, InputFile, refusal
@@ -70,7 +70,7 @@ def build_filter(file: InputFile, *, rows: int, fields: Fields, lookup_folder: P
     if len(flat) and not known.any():
         raise UserError(f"{file.name}: training knows none of its labels; are the labels of the data given as ids?")
     pairs = np.unique(np.stack([flat[known, 0], ids[place][known]], axis=1), axis=0)
-    np.save(path, pairs)
+    save_array(path, pairs)
     return len(pairs), int(np.sum(~known))
 
 

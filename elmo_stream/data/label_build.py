@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from elmo_stream.data.arrays import save_array
 from elmo_stream.data.index import MAX_LABELS
 from elmo_stream.data.label_runs import RECORD, Run, new_run, open_run, read_records
 from elmo_stream.data.labels import (
@@ -76,7 +77,7 @@ def build_labels(runs: Sequence[Run], scratch: Path, names_folder: Path, lookup_
     ids = np.empty(total, np.uint32)
     for first in range(0, total, _BLOCK):
         ids[order[first : first + _BLOCK]] = np.arange(first, min(first + _BLOCK, total), dtype=np.uint32)
-    np.save(lookup_folder / IDS_FILE, ids)
+    save_array(lookup_folder / IDS_FILE, ids)
     del ids
     _write_names(run, order, starts, frequency, names_folder)
     run.remove()

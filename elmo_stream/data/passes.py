@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from elmo_stream.data.arrays import map_array
+from elmo_stream.data.arrays import map_array, save_array
 from elmo_stream.data.bow import BagOfFeatures
 from elmo_stream.data.index import ShardEntry
 from elmo_stream.data.label_runs import LabelCounter, Run
@@ -206,7 +206,7 @@ def _reason_to_drop(split: str, instance: RawInstance) -> str | None:
     if instance.features is not None:
         if not len(instance.features.id_N):
             return "no features"
-    elif not instance.text.strip():
+    elif not instance.text or instance.text.isspace():
         return "empty text"
     return None if instance.labels else "no labels"
 
@@ -227,7 +227,7 @@ def _loaded_tokenizer(folder: Path, size: int, changed_ns: int) -> Tokenizer | B
 
 def _save_rows(folder: Path, positions: NDArray[np.int64], rows: Shard, encoding: PartEncoding) -> None:
     with new_folder(folder) as temporary:
-        np.save(temporary / "positions.npy", positions)
+        save_array(temporary / "positions.npy", positions)
         save_arrays(temporary, rows)
         write_json_durably(temporary / _COUNTS_FILE, asdict(encoding))
 

@@ -23,12 +23,12 @@ from elmo_stream.data.build_folder import (
     remove_scratch,
 )
 from elmo_stream.data.conversion import Conversion, Progress, names_folder
-from elmo_stream.data.index import BACKENDS, BOW, INDEX_NAME, Propensity, StoreIndex
+from elmo_stream.data.index import BACKENDS, BOW, BUILD_NAME, INDEX_NAME, Propensity, StoreIndex
 from elmo_stream.data.inputs import AUTO, InputOptions, Inputs, gather
 from elmo_stream.data.tokenize import wants_training
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
-from elmo_stream.files import locked
+from elmo_stream.files import locked, walk
 from elmo_stream.system import available_cpus
 
 _PART_BYTES = (2 << 20, 32 << 20)
@@ -159,8 +159,9 @@ def convert(
                     discard(out)
                 raise
             index.save(out)
-        remove_scratch(out)
-    return _summary(StoreIndex.load(out), out, time.monotonic() - started)
+        summary = _summary(StoreIndex.load(out), out, time.monotonic() - started)
+        remove_scratch(out)  # last, for without it the same command is refused
+    return summary
 
 
 def _check_numbers(max_length: int | None, rows_per_shard: int, seed: int, workers: int | None) -> None:
@@ -206,5 +207,6 @@ def _choose_part_bytes(inputs: Inputs) -> int:
 
 def _summary(index: StoreIndex, out: Path, seconds: float) -> dict[str, Any]:
     splits = {name: asdict(split) | {"shards": len(split.shards)} for name, split in index.splits.items()}
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    stored = [files for folder, files in walk(out) if BUILD_NAME not in folder.relative_to(out).parts]
+    size = sum(path.stat().st_size for files in stored for path in files)
     return splits | {"labels": index.labels.count, "bytes": size, "seconds": seconds}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elmo_stream.data.arrays import map_array
+from elmo_stream.data.arrays import map_array, save_array
 from elmo_stream.data.bow import BagOfFeatures
 from elmo_stream.data.hashing import hash_names
 from elmo_stream.data.labels import LabelMap
@@ -52,8 +52,8 @@ class TokenizedPart:
     def save(self, folder: Path) -> None:
         """Write the arrays into an existing folder."""
         save_arrays(folder, self.local)
-        np.save(folder / "hash.npy", self.hash_L)
-        np.save(folder / "check.npy", self.check_L)
+        save_array(folder / "hash.npy", self.hash_L)
+        save_array(folder / "check.npy", self.check_L)
         write_json_durably(folder / _COUNTS_FILE, {"truncated": self.truncated})
 
     @classmethod
@@ -94,9 +94,9 @@ def _encode(
 def save_arrays(folder: Path, rows: Shard) -> None:
     """Write the arrays of rows as ``.npy`` files, to be mapped."""
     for name in _ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(rows, name))
+        save_array(folder / f"{name}.npy", getattr(rows, name))
     if rows.token_weights is not None:
-        np.save(folder / f"{_WEIGHTS}.npy", rows.token_weights)
+        save_array(folder / f"{_WEIGHTS}.npy", rows.token_weights)
 
 
 def load_arrays(folder: Path) -> Shard:

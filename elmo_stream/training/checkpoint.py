@@ -7,15 +7,15 @@ classifier is written and read chunk by chunk, and can be read in other chunks t
 import errno
 import os
 import re
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, cat, from_numpy
 
 from elmo_stream.errors import CorruptError, UserError
@@ -26,6 +26,7 @@ from elmo_stream.files import (
     new_folder,
     read_json,
     read_sealed_json,
+    remove,
     write_json_durably,
     write_sealed_json,
 )
@@ -98,7 +99,7 @@ def _remove(checkpoint: Path) -> None:
     """Take the name away first, so that a kill leaves no half-removed checkpoint."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.tmp-{os.getpid()}")
     os.rename(checkpoint, doomed)
-    shutil.rmtree(doomed)
+    remove(doomed)
 
 
 def prune_checkpoints(run: Path, keep: int) -> None:
@@ -107,7 +108,7 @@ def prune_checkpoints(run: Path, keep: int) -> None:
     for step in checkpoint_steps(run)[:-keep]:
         _remove(folder / f"step-{step:08d}")
     for leftover in folder.glob("step-*.tmp-*"):
-        shutil.rmtree(leftover)
+        remove(leftover)
 
 
 def verify_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
@@ -161,11 +162,8 @@ class Checkpoint:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of ``encoder`` or ``optimizer``; raises ``CorruptError`` where the file holds none."""
-        path = self.folder / f"{name}.safetensors"
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CorruptError(f"{path}: {error}.") from error
+        with _opened(self.folder / f"{name}.safetensors") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dictionary)
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows of the classifier's tensor ``name`` for labels ``first`` to ``last``."""
@@ -174,11 +172,8 @@ class Checkpoint:
             start, stop = max(first, begin), min(last, end)
             if start >= stop:
                 continue
-            try:
-                with safe_open(self.folder / file_name, framework="pt") as file:
-                    pieces.append(file.get_slice(name)[start - begin : stop - begin])
-            except SafetensorError as error:
-                raise CorruptError(f"{self.folder / file_name}: {error}.") from error
+            with _opened(self.folder / file_name) as file:
+                pieces.append(file.get_slice(name)[start - begin : stop - begin])
         rows = pieces[0] if len(pieces) == 1 else cat(pieces) if pieces else None
         if rows is None or len(rows) != last - first:
             raise CorruptError(
@@ -196,21 +191,32 @@ class Checkpoint:
             if not len(place):
                 continue
             row = label_L[place].astype(np.int64) - begin
-            try:
-                with safe_open(self.folder / file_name, framework="pt") as file:
-                    if name not in file.keys():  # noqa: SIM118  (it is no dictionary)
-                        continue
-                    stored = file.get_tensor(name)
-                    here = row < len(stored)
-                    rows = stored[from_numpy(row[here])]
-            except SafetensorError as error:
-                raise CorruptError(f"{self.folder / file_name}: {error}.") from error
+            with _opened(self.folder / file_name) as file:
+                if name not in file.keys():  # noqa: SIM118  (it is no dictionary)
+                    continue
+                stored = file.get_tensor(name)
+                here = row < len(stored)
+                rows = stored[from_numpy(row[here])]
             if rows.dtype != into.dtype or rows.shape[1:] != into.shape[1:]:
                 raise UserError(
                     f"{self.folder / file_name}: {name!r} is {rows.dtype} {tuple(rows.shape[1:])} a label, not "
                     f"{into.dtype} {tuple(into.shape[1:])}; its classifier has another format or size."
                 )
             into[from_numpy(place[here])] = rows
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of tensors; raises ``CorruptError`` where it holds none, ``OSError`` where it cannot be opened."""
+    try:
+        try:
+            opened = safe_open(path, framework="pt")
+        except (FileNotFoundError, RuntimeError) as error:  # the library's, and torch's, which opens the file again
+            raise OSError(errno.EIO, f"could not be opened ({error})", str(path)) from error
+        with opened as file:
+            yield file
+    except SafetensorError as error:
+        raise CorruptError(f"{path}: {error}.") from error
 
 
 def load_checkpoint(

@@ -4,7 +4,6 @@
 """
 
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from elmo_stream.files import (
     fsync_tree,
     list_files,
     read_sealed_json,
+    remove,
     write_bytes_durably,
     write_sealed_json,
 )
@@ -134,8 +134,7 @@ def lay_out_run(
             raise UserError(f"{path}: holds other files; choose an empty or new folder with --out.")
         marker.touch()
     for name in (*_FOLDERS, "config.toml"):
-        target = path / name
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        remove(path / name)
     laid_down = {"labels": index.labels.files, "tokenizer": index.tokenizer.files}
     for name, listed in laid_down.items():
         copy_listed(store / name, path / name, listed)

@@ -6,10 +6,11 @@ or after its n-th line of output. Run as ``python -m tests.torture.children`` it
 """
 
 import atexit
+import ctypes
+import gc
 import importlib
 import json
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -51,6 +52,18 @@ class Blow:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """``failing_calls.c``, compiled, and its arguments: which calls are counted, and which of them fails with what."""
+
+    library: str
+    below: str
+    kinds: str
+    error: int
+    number: int
+    counter: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a child ended: its exit code, or minus the signal that killed it, and all it printed."""
 
@@ -88,15 +101,15 @@ class Children:
         log: Path,
         blow: Blow | None = None,
         stopped: bool = False,
-        most_bytes: int | None = None,
         call: str | None = None,
+        failure: Failure | None = None,
     ) -> int:
         """Start a command whose output goes to ``log``; returns its process id.
 
         Args:
             stopped: it waits for SIGCONT before it begins.
-            most_bytes: no file that it writes grows beyond; the write that would is cut there.
             call: ``module:function`` to call with the arguments, instead of the command line.
+            failure: a system call that fails.
         """
         return self._ask(
             do="start",
@@ -104,8 +117,8 @@ class Children:
             log=str(log),
             blow=asdict(blow) if blow else None,
             stopped=stopped,
-            most_bytes=most_bytes,
             call=call,
+            failure=asdict(failure) if failure else None,
         )
 
     def wait(self, pid: int, log: Path, blow: Blow | None = None) -> Outcome:
@@ -121,9 +134,9 @@ class Children:
         """Send a signal to a child that was not waited for."""
         os.kill(pid, number)
 
-    def run(self, *arguments: object, log: Path, blow: Blow | None = None, most_bytes: int | None = None) -> Outcome:
-        """Start a command and wait for it."""
-        return self.wait(self.start(*arguments, log=log, blow=blow, most_bytes=most_bytes), log, blow)
+    def run(self, *arguments: object, log: Path, blow: Blow | None = None, **how: Any) -> Outcome:
+        """Start a command and wait for it; ``how`` as in ``start``."""
+        return self.wait(self.start(*arguments, log=log, blow=blow, **how), log, blow)
 
     def _ask(self, **request: Any) -> int:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -173,12 +186,12 @@ def _become(request: dict[str, Any], blow: Blow | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if request["stopped"]:
         os.kill(os.getpid(), signal.SIGSTOP)
-    if request["most_bytes"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["most_bytes"], resource.RLIM_INFINITY))
     if blow is not None and blow.call is not None:
         _hit_before_call(blow, blow.call)
     if blow is not None and blow.line is not None:
         sys.stderr = _HitAfterLine(blow, blow.line)  # type: ignore[assignment]
+    if request["failure"]:
+        _arm(Failure(**request["failure"]))
     if request["call"]:
         module, function = request["call"].split(":")
         getattr(importlib.import_module(module), function)(*request["arguments"])
@@ -187,6 +200,13 @@ def _become(request: dict[str, Any], blow: Blow | None) -> None:
 
     sys.argv = ["elmo-stream", *request["arguments"]]
     main(prog_name="elmo-stream")
+
+
+def _arm(failure: Failure) -> None:
+    below, kinds, counter = (text.encode() for text in (failure.below, failure.kinds, failure.counter))
+    library = ctypes.CDLL(failure.library, use_errno=True)
+    if library.arm_fault(below, kinds, failure.error, ctypes.c_long(failure.number), counter):
+        raise OSError(ctypes.get_errno(), "arm_fault")
 
 
 def _hit(blow: Blow) -> None:
@@ -227,4 +247,6 @@ class _HitAfterLine:
 if __name__ == "__main__":
     for name in _IMPORTED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else every collection in a child, and its end, would copy the pages of all modules
     _serve()

@@ -1,13 +1,20 @@
 """R3: the N-th system call of a kind fails, or writes are cut short, while sharding, training and predicting.
 
-strace makes a call fail below Python, whoever made it. Only calls that name a file of the output are counted; which
-files these are is known from an undisturbed command that was traced. Short writes are made by a limit on file sizes.
+``failing_calls.c`` makes a call fail below Python, whoever made it. Calls count that name a file of the input or the
+output; an undisturbed command tells how many there are.
 """
 
+import errno
+import itertools
+import os
+import platform
+import queue
 import random
-import re
 import shutil
 import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,125 +22,160 @@ from pathlib import Path
 from elmo_stream.errors import ElmoStreamError
 from elmo_stream.inspection import verify
 from elmo_stream.training.checkpoint import checkpoint_steps
-from tests.torture.children import Blow, Outcome, forked
-from tests.torture.tally import Tally
-from tests.torture.tracing import require_strace, traced
+from tests.torture.children import Blow, Children, Failure, Outcome
+from tests.torture.tally import Tally, Unavailable
+from tests.torture.tracing import traced
 from tests.torture.workplace import FORMATS, Workplace, must, result_of, tree
 
+SHORT, FULL = "short write", "full disk"
 KINDS = {
-    "ENOSPC": "openat,mkdir,write,pwrite64,writev,ftruncate,rename,renameat,fsync,fdatasync",
-    "EIO": "openat,read,pread64,write,pwrite64,writev,rename,renameat,fsync,fdatasync",
-    "EACCES": "openat,mkdir,rename,renameat,unlink",
-    "EMFILE": "openat",
+    "ENOSPC": (errno.ENOSPC, "open mkdir write truncate rename sync"),
+    "EIO": (errno.EIO, "open read write rename sync"),
+    "EACCES": (errno.EACCES, "open mkdir rename remove"),
+    "EMFILE": (errno.EMFILE, "open"),
+    SHORT: (-1, "write"),
+    FULL: (-2, "write"),
 }
-SHORT = "short write"
-_SHORT_TRIES = 60
-_VERBS = ("shard", "train", "resume", "predict")
-_IO = 74
+VERBS = ("shard", "train", "resume", "predict")
+_EVERY_STEPS = 8
+_REFUSED, _IO = 2, 74
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The ``number``-th call of a kind fails; of short writes, no file grows beyond ``number`` bytes."""
+    """The ``number``-th call of a kind fails; a short write succeeds by half, after which a full disk takes nothing."""
 
     verb: str
     kind: str
     number: int
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A command under a fault: how it ended, whether the fault came, and whether what it left is lost or wrong."""
+
+    outcome: Outcome
+    hit: bool
+    lost: bool
+    silent: bool
+
+
 def attack(tries: int, folder: Path, seed: int) -> Tally:
     """At most ``tries`` faults, chosen at random among all; the same command without the fault must then succeed."""
-    require_strace()
-    bench, tally = _Bench(folder), Tally()
+    bench, tally = Bench(folder), Tally()
     faults = bench.faults()
     random.Random(seed).shuffle(faults)
-    for fault in faults:
-        if tally.tries == tries:
-            break
-        out = bench.prepare(fault.verb)
-        outcome, hit = bench.run(fault.verb, out, fault)
-        tally.tries += hit
-        succeeded = outcome.code == 0
-        told = succeeded or (outcome.code == _IO and str(bench.folder) in outcome.output)
-        tally.judge(
-            f"{fault}: exit {outcome.code}, {outcome.output[-500:]}",
-            traceback=outcome.traceback,
-            lost=not outcome.traceback and not (told and bench.intact(fault.verb, out, succeeded)),
-            silent=partial(bench.fails_after, fault.verb, out, succeeded),
-        )
+    with ThreadPoolExecutor(len(bench.servers)) as pool:
+        for fault, attempt in zip(faults[:tries], pool.map(bench.attempt, faults[:tries]), strict=True):
+            tally.tries += attempt.hit
+            tally.judge(
+                f"{fault}: exit {attempt.outcome.code}, {attempt.outcome.output[-500:]}",
+                traceback=attempt.outcome.traceback,
+                lost=attempt.lost,
+                silent=partial(bool, attempt.silent),
+            )
     return tally
 
 
-class _Bench:
-    """The commands under attack, what they work on, and what an undisturbed one gives."""
+class Bench:
+    """The commands under attack, what they work on, and what undisturbed ones give."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.place, self._number = folder, Workplace(folder), 0
-        self._run, self._begun = folder / "whole", folder / "begun"
-        must(self.place.go_on(self._run, FORMATS[1]))
+        self.folder, self._logs, self._number = folder / "work", folder / "logs", itertools.count()
+        self.folder.mkdir(), self._logs.mkdir()
+        self._library = _compiled(folder)
+        self.servers = [Children() for _ in os.sched_getaffinity(0)]
+        self._idle: queue.SimpleQueue[Children] = queue.SimpleQueue()
+        for server in self.servers:
+            self._idle.put(server)
+        self.place = Workplace(self.folder)
+        self._run, self._begun = self.folder / "whole", self.folder / "begun"
+        self._undisturbed("train", self._run)
         stop = Blow(signal.SIGTERM, line=3)  # at the edge of the first epoch
-        assert self.place.go_on(self._begun, FORMATS[1], stop).code == 128 + signal.SIGTERM
-        must(forked().run(*self._arguments("predict", folder / "whole.jsonl"), log=self.place.log))
+        began = self.servers[0].run(*self._arguments("train", self._begun), log=self.place.log, blow=stop)
+        assert began.code == 128 + signal.SIGTERM, began
+        self._undisturbed("predict", self.folder / "whole.jsonl")
+        self._undisturbed("shard", self.folder / "whole.store")
         self._expected_run = result_of(self._run)
-        self._expected_lines = (folder / "whole.jsonl").read_bytes()
-        self._traces = {verb: self._trace(verb) for verb in _VERBS}
-        self._expected_store = tree(self._traces["shard"][2])
+        self._expected_lines = (self.folder / "whole.jsonl").read_bytes()
+        self._expected_store = tree(self.folder / "whole.store")
+
+    def _undisturbed(self, verb: str, out: Path) -> None:
+        must(self.servers[0].run(*self._arguments(verb, out), log=self.place.log))
 
     def _arguments(self, verb: str, out: Path) -> tuple[object, ...]:
         return {
             "shard": self.place.shard_arguments(out, rows=400),
-            "train": self.place.train_arguments(out, FORMATS[1]),
+            "train": (*self.place.train_arguments(out, FORMATS[1]), "--set", f"checkpoint.every_steps={_EVERY_STEPS}"),
             "resume": ("resume", out),
             "predict": ("predict", self._run, self.place.texts, "--out", out),
         }[verb]
 
-    def prepare(self, verb: str) -> Path:
+    def faults(self) -> list[Fault]:
+        """Every fault that can come."""
+        pairs = [(verb, kind, self.count(verb, calls)) for verb in VERBS for kind, (_, calls) in KINDS.items()]
+        return [Fault(verb, kind, number + 1) for verb, kind, count in pairs for number in range(count)]
+
+    def count(self, verb: str, calls: str) -> int:
+        """How many calls an undisturbed command makes, of kinds between spaces as ``failing_calls.c`` names them."""
+        out = self._prepare(verb)
+        outcome, count = self._run_with(self.servers[0], verb, out, calls, 0, 0)
+        must(outcome)
+        return count
+
+    def trace(self, verb: str, options: list[str]) -> list[str]:
+        """What strace prints of an undisturbed command."""
+        _, outcome, lines = traced(self._arguments(verb, self._prepare(verb)), self._logs / "log", lambda _: options)
+        must(outcome)
+        return lines
+
+    def attempt(self, fault: Fault) -> Attempt:
+        """Run a command under a fault, look at what it left, and run it again without."""
+        server = self._idle.get()
+        try:
+            out = self._prepare(fault.verb)
+            before = tree(out.parent)
+            error, calls = KINDS[fault.kind]
+            outcome, count = self._run_with(server, fault.verb, out, calls, error, fault.number)
+            hit = count >= fault.number
+            succeeded = outcome.code == 0
+            told = succeeded or (outcome.code == _IO and f"error: {self.folder}/" in outcome.output)
+            whole = told and (succeeded or fault.kind != SHORT) and self._intact(fault.verb, out, succeeded)
+            if not whole:
+                return Attempt(outcome, hit, lost=True, silent=False)
+            # A command that left everything as it was would do now what it did undisturbed.
+            silent = (succeeded or tree(out.parent) != before) and self._fails_after(server, fault.verb, out, succeeded)
+            shutil.rmtree(out.parent)
+            return Attempt(outcome, hit, lost=False, silent=silent)
+        finally:
+            self._idle.put(server)
+
+    def _prepare(self, verb: str) -> Path:
         """A new place for the output of a command; a run that is half done for ``resume``."""
-        self._number += 1
-        out = self.folder / f"out-{self._number:06d}" / ("out.jsonl" if verb == "predict" else "out")
+        out = self.folder / f"out-{next(self._number)}" / ("out.jsonl" if verb == "predict" else "out")
         out.parent.mkdir()
         if verb == "resume":
             shutil.copytree(self._begun, out)
         return out
 
-    def run(self, verb: str, out: Path, fault: Fault) -> tuple[Outcome, bool]:
-        """The command under a fault, and whether the fault came."""
-        arguments, log = self._arguments(verb, out), self.place.log
-        if fault.kind == SHORT:
-            outcome = forked().run(*arguments, log=log, most_bytes=fault.number)
-            return outcome, outcome.code != 0
-        lines, old_pid, old_out = self._traces[verb]
-        pattern = rf'["<]({re.escape(str(old_out.parent))}/[^">]*)[">]'
-        old_paths = sorted(set(re.findall(pattern, "\n".join(lines))))
+    def _run_with(
+        self, server: Children, verb: str, out: Path, calls: str, error: int, number: int
+    ) -> tuple[Outcome, int]:
+        """The command with the failure of a call, and how many such calls it made."""
+        log, counter = self._logs / out.parent.name, self._logs / f"{out.parent.name}.count"
+        counter.write_bytes(bytes(8))
+        failure = Failure(str(self._library), str(self.folder), calls, error, number, str(counter))
+        outcome = server.run(*self._arguments(verb, out), log=log, failure=failure)
+        return outcome, int.from_bytes(counter.read_bytes(), "little")
 
-        def options(pid: int) -> list[str]:
-            paths = [path.replace(str(old_out), str(out)) for path in old_paths]
-            paths = [re.sub(rf"(\.tmp-([^/]*-)?){old_pid}", rf"\g<1>{pid}", path) for path in paths]
-            calls = KINDS[fault.kind]
-            inject = f"inject={calls}:error={fault.kind}:when={fault.number}"
-            return [*(part for path in paths for part in ("-P", path)), "-e", f"trace={calls}", "-e", inject]
-
-        _, outcome, seen = traced(arguments, log, options)
-        return outcome, any("(INJECTED)" in line for line in seen)
-
-    def faults(self) -> list[Fault]:
-        """Every fault that can come, and file sizes that cut writes short."""
-        found = [Fault(verb, SHORT, size) for verb in _VERBS for size in _sizes()]
-        for verb, (lines, _, out) in self._traces.items():
-            for kind, calls in KINDS.items():
-                pattern = re.compile(rf"^\d+ +({calls.replace(',', '|')})\(.*{re.escape(str(out.parent))}/")
-                count = sum(bool(pattern.match(line)) for line in lines)
-                found += [Fault(verb, kind, number) for number in range(1, count + 1)]
-        return found
-
-    def intact(self, verb: str, out: Path, succeeded: bool) -> bool:
+    def _intact(self, verb: str, out: Path, succeeded: bool) -> bool:
         """Whether what was there before is whole still, and nothing half done looks done."""
         if verb == "predict":
-            return succeeded or not list(out.parent.iterdir())
+            return succeeded or tree(out.parent) in ({}, {out.name: self._expected_lines})
         if succeeded:
             return True
         if verb == "shard":
-            return not (out / "index.json").exists() or tree_without_scratch(out) == self._expected_store
+            return not (out / "index.json").exists() or _without_scratch(out) == self._expected_store
         if (out / "run.json").is_file():
             try:
                 verify(out)
@@ -141,37 +183,29 @@ class _Bench:
                 return False
         return verb == "train" or checkpoint_steps(out)[-1] >= checkpoint_steps(self._begun)[-1]
 
-    def fails_after(self, verb: str, out: Path, succeeded: bool) -> bool:
+    def _fails_after(self, server: Children, verb: str, out: Path, succeeded: bool) -> bool:
         """Whether the command fails now, or gives something else than one without a fault."""
         if not succeeded:
             again = "resume" if (out / "run.json").is_file() else verb
-            outcome = forked().run(*self._arguments(again, out), log=self.place.log)
-            if outcome.code:
+            code = server.run(*self._arguments(again, out), log=self._logs / f"{out.parent.name}-again").code
+            there = code == _REFUSED and (out.is_file() or (out / "index.json").exists())
+            if code and not there:  # what fails after its last file is there, and so refused
                 return True
         if verb == "predict":
-            found: object = out.read_bytes()
-            whole: object = self._expected_lines
-        elif verb == "shard":
-            found, whole = tree(out), self._expected_store
-        else:
-            found, whole = result_of(out), self._expected_run
-        shutil.rmtree(out.parent)
-        return found != whole
-
-    def _trace(self, verb: str) -> tuple[list[str], int, Path]:
-        out = self.prepare(verb)
-        calls = ",".join(sorted({call for kind in KINDS.values() for call in kind.split(",")}))
-        options = ["-y", "-e", f"trace={calls}"]
-        pid, outcome, lines = traced(self._arguments(verb, out), self.place.log, lambda _: options)
-        must(outcome)
-        return [line for line in lines if f"{out.parent}/" in line], pid, out
+            return out.read_bytes() != self._expected_lines
+        if verb == "shard":
+            return tree(out) != self._expected_store
+        return result_of(out) != self._expected_run
 
 
-def tree_without_scratch(store: Path) -> dict[str, bytes]:
+def _compiled(folder: Path) -> Path:
+    source, library = Path(__file__).with_name("failing_calls.c"), folder / "failing_calls.so"
+    if (sys.platform, platform.machine()) != ("linux", "x86_64") or shutil.which("cc") is None:
+        raise Unavailable("needs Linux on x86-64 and a C compiler")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
+
+
+def _without_scratch(store: Path) -> dict[str, bytes]:
     """The content of a store whose scratch was not removed yet."""
     return {name: data for name, data in tree(store).items() if not name.startswith(".build/")}
-
-
-def _sizes() -> list[int]:
-    """Sizes from one byte to that of the largest file, ever further apart."""
-    return sorted({int(1.22**power) for power in range(_SHORT_TRIES)})
