@@ -17,6 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from elmo_stream.data.store import ArraySpec, Shard
+from elmo_stream.files import naming
 
 _MAX_CHUNK_BYTES = 64 << 20
 _MAX_METADATA_BYTES = 64 << 10
@@ -30,8 +31,12 @@ class ZarrBackend:
     """See :class:`elmo_stream.data.store.Backend`."""
 
     def write(self, folder: Path, shard: Shard, specs: Sequence[ArraySpec]) -> None:
-        """See :class:`elmo_stream.data.store.Backend`."""
-        group = zarr.create_group(folder, zarr_format=3)
+        """See :class:`elmo_stream.data.store.Backend`.
+
+        Zarr's own files are written by several tasks, of which one that fails leaves the others behind.
+        """
+        content: dict[str, Any] = {}
+        group = zarr.create_group(MemoryStore(content), zarr_format=3)
         for spec in specs:
             array = group.create_array(
                 spec.name,
@@ -43,6 +48,11 @@ class ZarrBackend:
                 config={"write_empty_chunks": True},
             )
             array[:] = getattr(shard, spec.name).astype(spec.dtype, copy=False)
+        for name, data in content.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with naming(path):
+                path.write_bytes(data.as_buffer_like())
 
     def lengths(self, folder: Path) -> dict[str, int]:
         """See :class:`elmo_stream.data.store.Backend`."""
