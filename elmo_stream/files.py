@@ -22,6 +22,7 @@ from elmo_stream.threads import DaemonThreads
 
 _READ_BYTES = 1 << 20
 _FLUSH_BYTES = 64 << 20
+_TEMPORARY = ".tmp-"
 MAX_JSON_BYTES = 1 << 30
 
 
@@ -139,7 +140,7 @@ def _temporary(final: Path) -> Path:
 
     Processes of several machines may write into one shared folder.
     """
-    mine = f"{final.name}.tmp-{platform.node()}-"
+    mine = f"{final.name}{_TEMPORARY}{platform.node()}-"
     with suppress(OSError):  # of others, or removed by another process meanwhile
         for path in final.parent.iterdir():
             number = path.name.removeprefix(mine)
@@ -151,9 +152,14 @@ def _temporary(final: Path) -> Path:
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it; nothing there is fine. An ``OSError`` names ``path``."""
     try:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     except OSError as error:  # shutil names a file without its folder
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """What stands in a folder, if it is there, under the temporary names that everything durable has at first."""
+    return [path for path in folder.iterdir() if _TEMPORARY in path.name] if folder.is_dir() else []
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -191,7 +197,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     """
 
     def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
+        if root.exists():
             raise error
 
     for folder, _, names in os.walk(root, topdown=False, onerror=fail):
@@ -235,7 +241,7 @@ def new_folder(final: Path) -> Iterator[Path]:
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """A folder that is gone at the end, however that comes; a kill leaves it to the next one ``beside`` this name."""
     folder = _temporary(beside)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     folder.mkdir()
     try:
         yield folder
@@ -245,7 +251,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below ``folder``, keyed by its relative POSIX path, for an index or manifest."""
-    paths = sorted(path for _, files in walk(folder) for path in files)
+    paths = sorted(path for _, files in walk(folder) for path in files if path.is_file())
     return {path.relative_to(folder).as_posix(): file_entry(path) for path in paths}
 
 

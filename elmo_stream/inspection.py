@@ -98,7 +98,6 @@ def verify(path: Path) -> dict[str, Any]:
     steps = checkpoint_steps(path)
     for step in steps:
         verify_checkpoint(checkpoints_folder(path) / f"step-{step:08d}")
-    for folder, files in walk(path / "embeddings"):
-        if folder / "index.json" in files:
-            verify_part(folder)
+    for part in sorted(folder for folder, files in walk(path / "embeddings") if folder / "index.json" in files):
+        verify_part(part)
     return {"kind": kind, "checkpoints": len(steps)}

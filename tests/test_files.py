@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from elmo_stream.data.arrays import save_array
 from elmo_stream.data.readers.instance import InputFile
 from elmo_stream.data.readers.unpack import UnpackTask, unpack_file
 from elmo_stream.files import copy_listed, new_file, new_folder
@@ -69,3 +71,9 @@ def test_a_file_that_cannot_be_read_is_named_and_not_the_one_that_is_written(tmp
     for error in (unpacked.value, copied.value):
         assert (error.errno, error.filename) == (errno.EIO, os.fspath(source))
     assert [path.name for path in tmp_path.iterdir()] == ["texts.gz"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have a file that is always full")
+def test_an_array_that_a_full_disk_cuts_short_is_an_error_with_its_name() -> None:
+    with pytest.raises(OSError, match=r"No space left on device.*/dev/full"):
+        save_array(Path("/dev/full"), np.arange(7))

@@ -30,7 +30,9 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 
     ``numpy.save`` leaves the last bytes of an array to ``fclose``, and takes no notice when that finds the disk full.
     """
-    array = np.ascontiguousarray(array)
+    if array.dtype.hasobject:
+        raise ValueError("objects are never written")
+    array = np.asarray(array, order="C")
     with naming(path), open(path, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
         stream.write(array.data)

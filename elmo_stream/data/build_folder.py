@@ -11,11 +11,10 @@ from elmo_stream.data.index import BUILD_NAME, FILTERS, INDEX_NAME, SPLITS, VERS
 from elmo_stream.data.inputs import InputOptions, Inputs
 from elmo_stream.data.readers.instance import file_identity
 from elmo_stream.errors import UserError
-from elmo_stream.files import locked, new_folder, read_json, remove, write_json_durably
+from elmo_stream.files import locked, new_folder, read_json, remove, temporaries, write_json_durably
 
 _PLAN_NAME = "plan.json"
 _PARTS = (*SPLITS, "labels", "tokenizer", FILTERS)
-_TEMPORARIES = "*.tmp-*"
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,9 @@ def claim(out: Path, plan: dict[str, Any], report: Callable[[str], None]) -> Ite
         finished = (out / INDEX_NAME).exists()
         if finished and not same_plan:
             raise UserError(f"{out}: exists already; choose another place with --out, or remove it first.")
-        for unborn in out.glob(f"{BUILD_NAME}{_TEMPORARIES}"):
-            remove(unborn)
+        for path in temporaries(out):
+            if path.name.startswith(BUILD_NAME):  # unborn
+                remove(path)
         if not build.is_dir() and any(out.iterdir()):
             raise UserError(f"{out}: holds files of no conversion; choose an empty or new folder with --out.")
         if same_plan:
@@ -142,5 +142,5 @@ def _remove_ours(out: Path) -> None:
 def _remove_temporaries(out: Path) -> None:
     """Remove what killed processes were writing."""
     for folder in (out, *(out / name for name in (*_PARTS, BUILD_NAME))):
-        for path in folder.glob(_TEMPORARIES):
+        for path in temporaries(folder):
             remove(path)

@@ -1,6 +1,5 @@
 """One conversion from parts to the index: which pass runs over what, in which order."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
@@ -30,7 +29,7 @@ from elmo_stream.data.readers.unpack import UnpackTask, unpack_file
 from elmo_stream.data.tokenize import Tokenizer, load_tokenizer, open_tokenizer, wants_training
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
-from elmo_stream.files import list_files, locked, new_folder, require_space
+from elmo_stream.files import list_files, locked, new_folder, remove, require_space
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; a stage is such as "counting train", done and total are parts
@@ -132,7 +131,7 @@ class Conversion:
         if self._inputs.filter is None:
             return {}
         folder = self._out / FILTERS
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         with new_folder(folder) as temporary:
             kept, unknown = build_filter(
                 self._inputs.filter,
@@ -184,7 +183,7 @@ class Conversion:
         """Build the label map, unless it is there; returns the number of labels."""
         names, lookup = self._out / "labels", self._lookup
         if not names.is_dir():  # which appears after the lookup
-            shutil.rmtree(lookup, ignore_errors=True)
+            remove(lookup)
             runs = [
                 run for task, part in zip(self._tasks["train"], counts, strict=True) for run in count_runs(task, part)
             ]
@@ -240,7 +239,8 @@ class Conversion:
         num_labels: int,
     ) -> SplitEntry:
         waiting = [task.source.folder("count") for task in tasks if not task.source.folder("rows").is_dir()]
-        require_space(self._build, sum(path.stat().st_size for each in waiting for path in each.glob("*.npy")))
+        arrays = [path for each in waiting for path in each.iterdir() if path.suffix == ".npy"]
+        require_space(self._build, sum(path.stat().st_size for path in arrays))
         encodings = self._pool.map(encode_part, tasks, self._tick("encoding", split))
         rows, most = tasks[0].total, self._options.rows_per_shard
         shard_tasks = [

@@ -23,12 +23,12 @@ from elmo_stream.data.build_folder import (
     remove_scratch,
 )
 from elmo_stream.data.conversion import Conversion, Progress, names_folder
-from elmo_stream.data.index import BACKENDS, BOW, BUILD_NAME, INDEX_NAME, Propensity, StoreIndex
+from elmo_stream.data.index import BACKENDS, BOW, INDEX_NAME, Propensity, StoreIndex
 from elmo_stream.data.inputs import AUTO, InputOptions, Inputs, gather
 from elmo_stream.data.tokenize import wants_training
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
-from elmo_stream.files import locked, walk
+from elmo_stream.files import locked
 from elmo_stream.system import available_cpus
 
 _PART_BYTES = (2 << 20, 32 << 20)
@@ -207,6 +207,7 @@ def _choose_part_bytes(inputs: Inputs) -> int:
 
 def _summary(index: StoreIndex, out: Path, seconds: float) -> dict[str, Any]:
     splits = {name: asdict(split) | {"shards": len(split.shards)} for name, split in index.splits.items()}
-    stored = [files for folder, files in walk(out) if BUILD_NAME not in folder.relative_to(out).parts]
-    size = sum(path.stat().st_size for files in stored for path in files)
+    shards = [shard.files for split in index.splits.values() for shard in split.shards]
+    listed = (index.tokenizer.files, index.labels.files, index.filters, *shards)
+    size = (out / INDEX_NAME).stat().st_size + sum(entry["bytes"] for files in listed for entry in files.values())
     return splits | {"labels": index.labels.count, "bytes": size, "seconds": seconds}

@@ -26,7 +26,9 @@ from elmo_stream.files import (
     new_folder,
     read_json,
     read_sealed_json,
+    reading,
     remove,
+    temporaries,
     write_json_durably,
     write_sealed_json,
 )
@@ -107,7 +109,7 @@ def prune_checkpoints(run: Path, keep: int) -> None:
     folder = checkpoints_folder(run)
     for step in checkpoint_steps(run)[:-keep]:
         _remove(folder / f"step-{step:08d}")
-    for leftover in folder.glob("step-*.tmp-*"):
+    for leftover in temporaries(folder):
         remove(leftover)
 
 
@@ -208,10 +210,12 @@ class Checkpoint:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A file of tensors; raises ``CorruptError`` where it holds none, ``OSError`` where it cannot be opened."""
+    with reading(path):  # for the library says of whatever happens that there is no such file
+        pass
     try:
         try:
             opened = safe_open(path, framework="pt")
-        except (FileNotFoundError, RuntimeError) as error:  # the library's, and torch's, which opens the file again
+        except (OSError, RuntimeError) as error:  # the library's, and torch's, which opens the file again
             raise OSError(errno.EIO, f"could not be opened ({error})", str(path)) from error
         with opened as file:
             yield file

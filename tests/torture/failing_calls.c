@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>
@@ -36,6 +35,7 @@ static const struct call {
     {__NR_open, " open ", NONE, 0},        {__NR_openat, " open ", 0, 1},
     {__NR_mkdir, " mkdir ", NONE, 0},      {__NR_mkdirat, " mkdir ", 0, 1},
     {__NR_read, " read ", 0, NONE},        {__NR_pread64, " read ", 0, NONE},
+    {__NR_getdents64, " read ", 0, NONE},
     {__NR_write, " write ", 0, NONE},      {__NR_pwrite64, " write ", 0, NONE},
     {__NR_writev, " write ", 0, NONE},     {__NR_ftruncate, " truncate ", 0, NONE},
     {__NR_fsync, " sync ", 0, NONE},       {__NR_fdatasync, " sync ", 0, NONE},

@@ -6,7 +6,6 @@ output; an undisturbed command tells how many there are.
 
 import errno
 import itertools
-import os
 import platform
 import queue
 import random
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from elmo_stream.errors import ElmoStreamError
 from elmo_stream.inspection import verify
+from elmo_stream.system import available_cpus
 from elmo_stream.training.checkpoint import checkpoint_steps
 from tests.torture.children import Blow, Children, Failure, Outcome
 from tests.torture.tally import Tally, Unavailable
@@ -36,7 +36,8 @@ KINDS = {
     SHORT: (-1, "write"),
     FULL: (-2, "write"),
 }
-VERBS = ("shard", "train", "resume", "predict")
+AGAIN = "shard again"
+VERBS = ("shard", AGAIN, "train", "resume", "predict")
 _EVERY_STEPS = 8
 _REFUSED, _IO = 2, 74
 
@@ -81,19 +82,24 @@ class Bench:
     """The commands under attack, what they work on, and what undisturbed ones give."""
 
     def __init__(self, folder: Path) -> None:
+        folder = folder.resolve()
         self.folder, self._logs, self._number = folder / "work", folder / "logs", itertools.count()
         self.folder.mkdir(), self._logs.mkdir()
         self._library = _compiled(folder)
-        self.servers = [Children() for _ in os.sched_getaffinity(0)]
+        self.servers = [Children() for _ in range(min(4, available_cpus()))]
         self._idle: queue.SimpleQueue[Children] = queue.SimpleQueue()
         for server in self.servers:
             self._idle.put(server)
         self.place = Workplace(self.folder)
-        self._run, self._begun = self.folder / "whole", self.folder / "begun"
+        self._run = self.folder / "whole"
         self._undisturbed("train", self._run)
+        self._begun = {"resume": self.folder / "begun", AGAIN: self.folder / "killed"}
         stop = Blow(signal.SIGTERM, line=3)  # at the edge of the first epoch
-        began = self.servers[0].run(*self._arguments("train", self._begun), log=self.place.log, blow=stop)
+        began = self.servers[0].run(*self._arguments("train", self._begun["resume"]), log=self.place.log, blow=stop)
         assert began.code == 128 + signal.SIGTERM, began
+        kill = Blow(call=12, below=str(self._begun[AGAIN] / "test"))  # while the last shard is written
+        killed = self.servers[0].run(*self._arguments("shard", self._begun[AGAIN]), log=self.place.log, blow=kill)
+        assert killed.code == -signal.SIGKILL, killed
         self._undisturbed("predict", self.folder / "whole.jsonl")
         self._undisturbed("shard", self.folder / "whole.store")
         self._expected_run = result_of(self._run)
@@ -106,6 +112,7 @@ class Bench:
     def _arguments(self, verb: str, out: Path) -> tuple[object, ...]:
         return {
             "shard": self.place.shard_arguments(out, rows=400),
+            AGAIN: self.place.shard_arguments(out, rows=400),
             "train": (*self.place.train_arguments(out, FORMATS[1]), "--set", f"checkpoint.every_steps={_EVERY_STEPS}"),
             "resume": ("resume", out),
             "predict": ("predict", self._run, self.place.texts, "--out", out),
@@ -134,7 +141,7 @@ class Bench:
         server = self._idle.get()
         try:
             out = self._prepare(fault.verb)
-            before = tree(out.parent)
+            before = _everything(out.parent)
             error, calls = KINDS[fault.kind]
             outcome, count = self._run_with(server, fault.verb, out, calls, error, fault.number)
             hit = count >= fault.number
@@ -144,18 +151,19 @@ class Bench:
             if not whole:
                 return Attempt(outcome, hit, lost=True, silent=False)
             # A command that left everything as it was would do now what it did undisturbed.
-            silent = (succeeded or tree(out.parent) != before) and self._fails_after(server, fault.verb, out, succeeded)
+            same = not succeeded and _everything(out.parent) == before
+            silent = not same and self._fails_after(server, fault.verb, out, succeeded)
             shutil.rmtree(out.parent)
             return Attempt(outcome, hit, lost=False, silent=silent)
         finally:
             self._idle.put(server)
 
     def _prepare(self, verb: str) -> Path:
-        """A new place for the output of a command; a run that is half done for ``resume``."""
+        """A new place for the output of a command; with what is half done already where it is to go on."""
         out = self.folder / f"out-{next(self._number)}" / ("out.jsonl" if verb == "predict" else "out")
         out.parent.mkdir()
-        if verb == "resume":
-            shutil.copytree(self._begun, out)
+        if verb in self._begun:
+            shutil.copytree(self._begun[verb], out)
         return out
 
     def _run_with(
@@ -174,14 +182,14 @@ class Bench:
             return succeeded or tree(out.parent) in ({}, {out.name: self._expected_lines})
         if succeeded:
             return True
-        if verb == "shard":
+        if verb in ("shard", AGAIN):
             return not (out / "index.json").exists() or _without_scratch(out) == self._expected_store
         if (out / "run.json").is_file():
             try:
                 verify(out)
             except ElmoStreamError:
                 return False
-        return verb == "train" or checkpoint_steps(out)[-1] >= checkpoint_steps(self._begun)[-1]
+        return verb == "train" or checkpoint_steps(out)[-1:] >= checkpoint_steps(self._begun[verb])[-1:]
 
     def _fails_after(self, server: Children, verb: str, out: Path, succeeded: bool) -> bool:
         """Whether the command fails now, or gives something else than one without a fault."""
@@ -193,7 +201,7 @@ class Bench:
                 return True
         if verb == "predict":
             return out.read_bytes() != self._expected_lines
-        if verb == "shard":
+        if verb in ("shard", AGAIN):
             return tree(out) != self._expected_store
         return result_of(out) != self._expected_run
 
@@ -204,6 +212,11 @@ def _compiled(folder: Path) -> Path:
         raise Unavailable("needs Linux on x86-64 and a C compiler")
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
     return library
+
+
+def _everything(folder: Path) -> dict[str, bytes | None]:
+    """The content of every file below a folder, and the folders, which have none."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def _without_scratch(store: Path) -> dict[str, bytes]:

@@ -9,8 +9,9 @@ from tests.torture.faults import VERBS, Bench
 from tests.torture.tally import Unavailable
 from tests.torture.tracing import require_strace
 
-CALLS = "openat,mkdir,mkdirat,write,pwrite64,writev,ftruncate,rename,renameat,renameat2,fsync,fdatasync,read,pread64"
-KINDS = "open mkdir write truncate rename sync read"
+CALLS = "openat,mkdir,mkdirat,write,pwrite64,writev,ftruncate,rename,renameat,renameat2,fsync,fdatasync,read"
+CALLS += ",pread64,getdents64,unlink,unlinkat,rmdir"
+KINDS = "open mkdir write truncate rename sync read remove"
 
 
 @pytest.mark.slow

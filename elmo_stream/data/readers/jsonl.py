@@ -36,8 +36,11 @@ def parse_object(line: bytes, example: str) -> dict[str, Any]:
     Raises:
         ValueError: what is wrong and what was expected, in one sentence.
     """
+    text = decode(line)
+    if text.startswith("\ufeff"):
+        raise ValueError("not valid JSON (a byte order mark at column 1); expected one object a line.")
     try:
-        value = _DECODER.decode(decode(line))
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not valid JSON ({error.msg} at column {error.colno}); expected one object a line."

@@ -34,7 +34,7 @@ class LabelReader:
         if kinds == {int}:
             return self.ids(value)
         if kinds - {str}:
-            place, label = next((place, one) for place, one in enumerate(value, start=1) if not isinstance(one, str))
+            place, label = next((place, one) for place, one in enumerate(value, start=1) if type(one) is not str)
             raise ValueError(
                 f"label {place} in {where} is {kind_of(label)}; expected a string, as the others, or ids only."
             )
