@@ -12,7 +12,7 @@ from elmo_stream.data.store import Shard, create_store, offsets_of
 VOCABULARY = 30_000
 WORDS = 50_000
 ROWS_PER_SHARD = 65_536
-MOST_LABELS = 5
+MOST_LABELS, MOST_WORDS = 5, 38
 BLOCK = 10_000
 
 
@@ -72,16 +72,16 @@ def memory(field: str) -> int:
 
 
 def synthetic_lines(documents: int, labels: int, seed: int) -> Iterator[bytes]:
-    """Lines of JSONL: 8 to 15 words, some 32 tokens; 1 to 5 labels."""
-    chance = np.random.default_rng(seed)
+    """Lines of JSONL: 20 to 38 words, some 32 tokens; 1 to 5 labels. All seeds share their words, as a corpus does."""
+    language, chance = np.random.default_rng(0), np.random.default_rng([1, seed])
     letters, weights = np.array(list("etaoinshrdlucmfwypvbgkjqxz")), 1 / np.arange(1, 27)
     weights /= weights.sum()
-    words = ["".join(chance.choice(letters, size, p=weights)) for size in chance.integers(2, 11, WORDS)]
+    words = ["".join(language.choice(letters, size, p=weights)) for size in language.integers(2, 11, WORDS)]
     for first in range(0, documents, BLOCK):
         rows = min(BLOCK, documents - first)
-        chosen = (np.minimum(chance.zipf(1.15, (rows, 15)), WORDS) - 1).tolist()
+        chosen = (np.minimum(chance.zipf(1.15, (rows, MOST_WORDS)), WORDS) - 1).tolist()
         named = np.minimum(chance.zipf(1.2, (rows, MOST_LABELS)), labels).tolist()
-        sizes = zip(chance.integers(8, 16, rows), chance.integers(1, MOST_LABELS + 1, rows), strict=True)
+        sizes = zip(chance.integers(20, MOST_WORDS + 1, rows), chance.integers(1, MOST_LABELS + 1, rows), strict=True)
         for row, (words_kept, labels_kept) in enumerate(sizes):
             text = " ".join([words[i] for i in chosen[row][:words_kept]])
             line = {"text": text, "labels": [f"label {i}" for i in named[row][:labels_kept]]}
