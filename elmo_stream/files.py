@@ -197,8 +197,9 @@ def walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     """
 
     def fail(error: OSError) -> None:
-        if root.exists():
-            raise error
+        with naming(root):
+            if root.exists():
+                raise error
 
     for folder, _, names in os.walk(root, topdown=False, onerror=fail):
         yield Path(folder), [Path(folder, name) for name in names]
