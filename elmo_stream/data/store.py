@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from elmo_stream.data.index import BOW, ShardEntry, StoreIndex
 from elmo_stream.data.remote import shards_of
 from elmo_stream.errors import CorruptError
-from elmo_stream.files import Readable, list_files, new_folder, read_listed
+from elmo_stream.files import Readable, list_files, naming, new_folder, read_listed
 
 _TAKE_ROWS = 4096
 _MAX_SHARD_BYTES = 1 << 40
@@ -225,7 +225,8 @@ class ShardStore:
         )
 
     def _entry(self, folder: Path) -> ShardEntry:
-        lengths = self._backend.lengths(folder)
+        with naming(folder):
+            lengths = self._backend.lengths(folder)
         return ShardEntry(
             name=folder.name,
             rows=lengths["token_offsets"] - 1,
