@@ -63,9 +63,11 @@ class Attempt:
 
 def attack(tries: int, folder: Path, seed: int) -> Tally:
     """At most ``tries`` faults, chosen at random among all; the same command without the fault must then succeed."""
-    bench, tally = Bench(folder), Tally()
-    faults = bench.faults()
-    random.Random(seed).shuffle(faults)
+    bench, tally, rng = Bench(folder), Tally(), random.Random(seed)
+    pairs = [(verb, kind) for verb in VERBS for kind in KINDS]
+    rng.shuffle(pairs)
+    faults = [fault for pair in pairs[:tries] for fault in bench.faults(*pair)]
+    rng.shuffle(faults)
     with ThreadPoolExecutor(len(bench.servers)) as pool:
         for fault, attempt in zip(faults[:tries], pool.map(bench.attempt, faults[:tries]), strict=True):
             tally.tries += attempt.hit
@@ -118,10 +120,10 @@ class Bench:
             "predict": ("predict", self._run, self.place.texts, "--out", out),
         }[verb]
 
-    def faults(self) -> list[Fault]:
-        """Every fault that can come."""
-        pairs = [(verb, kind, self.count(verb, calls)) for verb in VERBS for kind, (_, calls) in KINDS.items()]
-        return [Fault(verb, kind, number + 1) for verb, kind, count in pairs for number in range(count)]
+    def faults(self, verb: str, kind: str) -> list[Fault]:
+        """Every fault of a kind that can come."""
+        _, calls = KINDS[kind]
+        return [Fault(verb, kind, number + 1) for number in range(self.count(verb, calls))]
 
     def count(self, verb: str, calls: str) -> int:
         """How many calls an undisturbed command makes, of kinds between spaces as ``failing_calls.c`` names them."""

@@ -47,17 +47,13 @@ Attack = Callable[[int, Path, int], Tally]
 
 @dataclass(frozen=True)
 class Promise:
-    """A line of the table: its name, as in docs/reliability.md, its attack, and how many tries each length makes.
-
-    The slice of a ``slow`` one is marked so: it takes up to a minute, most of it to set up.
-    """
+    """A line of the table: its name, as in docs/reliability.md, its attack, and how many tries each length makes."""
 
     name: str
     attack: Attack
     slice_tries: int
     short_tries: int
     long_tries: int
-    slow: bool = False
 
 
 def table(rows: Sequence[tuple[str, Tally, float]]) -> str:

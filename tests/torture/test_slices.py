@@ -8,11 +8,7 @@ from tests.torture.promises import PROMISES
 from tests.torture.tally import Promise, Unavailable
 
 
-@pytest.mark.parametrize(
-    "promise",
-    [pytest.param(each, marks=[pytest.mark.slow] if each.slow else []) for each in PROMISES],
-    ids=lambda promise: promise.name.split()[0],
-)
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.name.split()[0])
 def test_promise(promise: Promise, tmp_path: Path) -> None:
     try:
         tally = promise.attack(promise.slice_tries, tmp_path, 1)
