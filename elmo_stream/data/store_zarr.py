@@ -17,7 +17,6 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from elmo_stream.data.store import ArraySpec, Shard
-from elmo_stream.files import naming
 
 _MAX_CHUNK_BYTES = 64 << 20
 _MAX_METADATA_BYTES = 64 << 10
@@ -51,8 +50,7 @@ class ZarrBackend:
         for name, data in content.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with naming(path):
-                path.write_bytes(data.as_buffer_like())
+            path.write_bytes(data.as_buffer_like())
 
     def lengths(self, folder: Path) -> dict[str, int]:
         """See :class:`elmo_stream.data.store.Backend`."""
