@@ -152,6 +152,19 @@ def forked() -> Children:
     return Children()
 
 
+def _warm_up() -> None:
+    """Let the libraries build once, without a thread, the tables that they build at their first use."""
+    import numba
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    numba.njit(lambda value: value + 1)(1)
+    with FakeTensorMode():
+        weight = torch.empty(4, 4, requires_grad=True)
+        (torch.nn.functional.embedding_bag(torch.zeros(2, 2, dtype=torch.int64), weight) @ weight).sum().backward()
+    assert len(os.listdir("/proc/self/task")) == 1
+
+
 def _serve() -> None:
     """Fork a child for every request; a child leaves this loop and ends as the main program of a process does."""
     requests = sys.stdin
@@ -259,6 +272,7 @@ class _HitAfterLine:
 if __name__ == "__main__":
     for name in _IMPORTED:
         importlib.import_module(name)
+    _warm_up()
     gc.collect()
     gc.freeze()  # else every collection in a child, and its end, would copy the pages of all modules
     _serve()
