@@ -79,8 +79,8 @@ def synthetic_lines(documents: int, labels: int, seed: int) -> Iterator[bytes]:
     words = ["".join(language.choice(letters, size, p=weights)) for size in language.integers(2, 11, WORDS)]
     for first in range(0, documents, BLOCK):
         rows = min(BLOCK, documents - first)
-        chosen = (np.minimum(chance.zipf(1.15, (rows, MOST_WORDS)), WORDS) - 1).tolist()
-        named = np.minimum(chance.zipf(1.2, (rows, MOST_LABELS)), labels).tolist()
+        chosen = ((chance.zipf(1.15, (rows, MOST_WORDS)) - 1) % WORDS).tolist()
+        named = ((chance.zipf(1.2, (rows, MOST_LABELS)) - 1) % labels).tolist()
         sizes = zip(chance.integers(20, MOST_WORDS + 1, rows), chance.integers(1, MOST_LABELS + 1, rows), strict=True)
         for row, (words_kept, labels_kept) in enumerate(sizes):
             text = " ".join([words[i] for i in chosen[row][:words_kept]])

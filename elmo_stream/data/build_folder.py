@@ -136,7 +136,8 @@ def _remove_ours(out: Path) -> None:
     (out / BUILD_NAME / _PLAN_NAME).unlink(missing_ok=True)
     _remove_temporaries(out)
     for name in (*_PARTS, BUILD_NAME):
-        remove(out / name)
+        if (out / name).is_dir():
+            remove(out / name)
 
 
 def _remove_temporaries(out: Path) -> None:

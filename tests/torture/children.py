@@ -1,8 +1,9 @@
 """Commands in processes of their own, forked from one process that has imported everything and started no thread.
 
-Importing torch takes seconds, what the attacks train less than one. A child runs the command line as a user's process
-does, and dies by real signals: after some seconds, before its n-th call that opens or renames something below a folder,
-or after its n-th line of output. Run as ``python -m tests.torture.children`` it is the process that forks.
+Importing torch takes seconds, what the attacks train less than one. A child runs the command line, ends as a user's
+process does up to the moment where the interpreter would take itself apart, and dies by real signals: after some
+seconds, before its n-th call that opens or renames something below a folder, or after its n-th line of output. Run as
+``python -m tests.torture.children`` it is the process that forks.
 """
 
 import atexit
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from tests.torture.tally import Unavailable
 
 ROOT = Path(__file__).parents[2]
 _IMPORTED = (  # nothing that starts threads, which no fork survives
@@ -81,10 +84,12 @@ class Children:
     """Starts commands; they are forked from a process that ends with this one."""
 
     def __init__(self) -> None:
+        if sys.platform != "linux":
+            raise Unavailable("needs Linux")
         # Without coverage: a signal that arrives inside it leaves its lock held.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-        environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.torture.children"],
@@ -94,7 +99,12 @@ class Children:
             env=environment,
             cwd=ROOT,
         )
-        atexit.register(self._process.communicate)  # the end of its input ends it
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the process that forks; a second call does nothing."""
+        atexit.unregister(self.close)
+        self._process.communicate()  # the end of its input ends it
 
     def start(
         self,

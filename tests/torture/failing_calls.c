@@ -48,7 +48,10 @@ static const struct call {
 static char below[PATH_MAX];
 static int error;
 static long due;
-static atomic_long *count;
+static struct {
+    atomic_long count;
+    char struck[16]; /* the kind of the call that failed */
+} *shared;
 
 extern const char passed_on[] __attribute__((visibility("hidden")));
 
@@ -77,9 +80,11 @@ static int judge(const struct call *call, const long *argument)
         snprintf(path + strlen(path), PATH_MAX, "%s%s", path[0] ? "/" : "", name);
     if (strncmp(path, below, strlen(below)))
         return 0;
-    long number = atomic_fetch_add(count, 1) + 1;
-    if (number == due)
+    long number = atomic_fetch_add(&shared->count, 1) + 1;
+    if (number == due) {
+        strncpy(shared->struck, call->kind, sizeof shared->struck - 1);
         return error == FULL ? SHORT : error;
+    }
     return error == FULL && due && number > due ? ENOSPC : 0;
 }
 
@@ -99,7 +104,7 @@ static void on_call(int signal, siginfo_t *info, void *context)
     errno = before;
 }
 
-/* Kinds are words between spaces; ``counter`` is a file of 8 bytes that is there. Returns 0, or -1 and errno. */
+/* Kinds are words between spaces; ``counter`` is a file of 24 bytes that is there. Returns 0, or -1 and errno. */
 int arm_fault(const char *folder, const char *kinds, int number_of_error, long number, const char *counter)
 {
     char words[64];
@@ -107,9 +112,9 @@ int arm_fault(const char *folder, const char *kinds, int number_of_error, long n
     if (file < 0 || snprintf(below, sizeof below, "%s/", folder) >= (int)sizeof below
         || snprintf(words, sizeof words, " %s ", kinds) >= (int)sizeof words)
         return -1;
-    count = mmap(NULL, sizeof *count, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
-    if (count == MAP_FAILED)
+    if (shared == MAP_FAILED)
         return -1;
     error = number_of_error, due = number;
 

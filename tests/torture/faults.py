@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ AGAIN = "shard again"
 VERBS = ("shard", AGAIN, "train", "resume", "predict")
 _EVERY_STEPS = 8
 _REFUSED, _IO = 2, 74
+_COUNTER_BYTES = 24
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class Attempt:
 
 def attack(tries: int, folder: Path, seed: int) -> Tally:
     """At most ``tries`` faults, chosen at random among all; the same command without the fault must then succeed."""
-    bench, tally, rng = Bench(folder), Tally(), random.Random(seed)
+    tally, rng = Tally(), random.Random(seed)
     pairs = [(verb, kind) for verb in VERBS for kind in KINDS]
     rng.shuffle(pairs)
-    faults = [fault for pair in pairs[:tries] for fault in bench.faults(*pair)]
-    rng.shuffle(faults)
-    with ThreadPoolExecutor(len(bench.servers)) as pool:
+    with closing(Bench(folder)) as bench, ThreadPoolExecutor(len(bench.servers)) as pool:
+        faults = [fault for pair in pairs[:tries] for fault in bench.faults(*pair)]
+        rng.shuffle(faults)
         for fault, attempt in zip(faults[:tries], pool.map(bench.attempt, faults[:tries]), strict=True):
             tally.tries += attempt.hit
             tally.judge(
@@ -108,6 +110,11 @@ class Bench:
         self._expected_lines = (self.folder / "whole.jsonl").read_bytes()
         self._expected_store = tree(self.folder / "whole.store")
 
+    def close(self) -> None:
+        """End the processes that fork."""
+        for server in self.servers:
+            server.close()
+
     def _undisturbed(self, verb: str, out: Path) -> None:
         must(self.servers[0].run(*self._arguments(verb, out), log=self.place.log))
 
@@ -128,7 +135,7 @@ class Bench:
     def count(self, verb: str, calls: str) -> int:
         """How many calls an undisturbed command makes, of kinds between spaces as ``failing_calls.c`` names them."""
         out = self._prepare(verb)
-        outcome, count = self._run_with(self.servers[0], verb, out, calls, 0, 0)
+        outcome, count, _ = self._run_with(self.servers[0], verb, out, calls, 0, 0)
         must(outcome)
         return count
 
@@ -145,10 +152,11 @@ class Bench:
             out = self._prepare(fault.verb)
             before = _everything(out.parent)
             error, calls = KINDS[fault.kind]
-            outcome, count = self._run_with(server, fault.verb, out, calls, error, fault.number)
+            outcome, count, call = self._run_with(server, fault.verb, out, calls, error, fault.number)
             hit = count >= fault.number
             succeeded = outcome.code == 0
-            told = succeeded or (outcome.code == _IO and f"error: {self.folder}/" in outcome.output)
+            named = outcome.code == _IO and f"error: {self.folder}/" in outcome.output
+            told = call != "sync" if succeeded else named  # what could not be flushed may be gone tomorrow
             whole = told and (succeeded or fault.kind != SHORT) and self._intact(fault.verb, out, succeeded)
             if not whole:
                 return Attempt(outcome, hit, lost=True, silent=False)
@@ -170,13 +178,14 @@ class Bench:
 
     def _run_with(
         self, server: Children, verb: str, out: Path, calls: str, error: int, number: int
-    ) -> tuple[Outcome, int]:
-        """The command with the failure of a call, and how many such calls it made."""
+    ) -> tuple[Outcome, int, str]:
+        """The command with the failure of a call; how many such calls it made, and what kind of call failed."""
         log, counter = self._logs / out.parent.name, self._logs / f"{out.parent.name}.count"
-        counter.write_bytes(bytes(8))
+        counter.write_bytes(bytes(_COUNTER_BYTES))
         failure = Failure(str(self._library), str(self.folder), calls, error, number, str(counter))
         outcome = server.run(*self._arguments(verb, out), log=log, failure=failure)
-        return outcome, int.from_bytes(counter.read_bytes(), "little")
+        shared = counter.read_bytes()
+        return outcome, int.from_bytes(shared[:8], "little"), shared[8:].rstrip(b"\0").decode().strip()
 
     def _intact(self, verb: str, out: Path, succeeded: bool) -> bool:
         """Whether what was there before is whole still, and nothing half done looks done."""
