@@ -72,7 +72,7 @@ def memory(field: str) -> int:
 
 
 def synthetic_lines(documents: int, labels: int, seed: int) -> Iterator[bytes]:
-    """Lines of JSONL: 20 to 38 words, some 32 tokens; 1 to 5 labels. All seeds share their words, as a corpus does."""
+    """Lines of JSONL: 20 to 38 words, some 39 tokens; 1 to 5 labels. All seeds share their words, as a corpus does."""
     language, chance = np.random.default_rng(0), np.random.default_rng([1, seed])
     letters, weights = np.array(list("etaoinshrdlucmfwypvbgkjqxz")), 1 / np.arange(1, 27)
     weights /= weights.sum()
