@@ -114,8 +114,9 @@ def _assert_close_to_fp64(mine: dict[str, Tensor], twin: dict[str, Tensor], case
     for name, gold in (("g_LB", slope_LB), ("dx_BD", dx_BD), ("scores_BK", z_LB.T[:3].topk(7).values)):
         where = negative if name == "g_LB" else torch.ones_like(gold, dtype=torch.bool)
         error, allowed = ((result[name] - gold)[where].abs().max() for result in (mine, twin))
-        # Two good summations, and two exponentials, differ by the last bit of the largest.
-        assert error <= 1.05 * allowed + 2.0**-23 * gold.abs().max(), f"{case.name}: {name}"
+        # Two good summations, and two exponentials, differ by the last two bits of the largest: the interpreter's
+        # products are those of a BLAS, which sums in another order on each kind of CPU.
+        assert error <= 1.05 * allowed + 2.0**-22 * gold.abs().max(), f"{case.name}: {name}"
 
 
 @needs_triton
