@@ -49,7 +49,8 @@ class DataSet:
 # 0.5.2 with one tree; neighbours vote by their cosine.
 PARABEL, NEIGHBOURS = "Parabel", "50 nearest neighbours"
 THREE = ("fp32", "bf16", "fp8")
-SHORT = "train.epochs=3"
+WHOLE: tuple[str, ...] = ()
+SHORT = ("train.epochs=3",)
 DATA_SETS = {
     "bibtex": DataSet((), THREE, {PARABEL: (63.6, 38.4, 27.8), NEIGHBOURS: (59.9, 36.8, 27.6)}),
     "delicious": DataSet((), THREE, {PARABEL: (67.2, 61.2, 56.8), NEIGHBOURS: (64.6, 58.8, 54.4)}),
@@ -108,14 +109,13 @@ def measure(name: str, files: list[str], scratch: Path, keys: list[str]) -> Iter
     data = DATA_SETS[name]
     store = scratch / name / "store"
     _elmo_stream("shard", *files, "--out", store, *data.shard)
-    for fmt, special in [*((fmt, []) for fmt in data.formats), *((fmt, [SHORT]) for fmt in data.short)]:
-        model = ", ".join([fmt, *special])
-        run = scratch / name / model
-        options = [part for key in [f"classifier.format={fmt}", *special, *keys] for part in ("--set", key)]
+    for fmt, recipe in [*((fmt, WHOLE) for fmt in data.formats), *((fmt, SHORT) for fmt in data.short)]:
+        run = scratch / name / f"{fmt}{'-short' * (recipe == SHORT)}"
+        options = [part for key in [f"classifier.format={fmt}", *recipe, *keys] for part in ("--set", key)]
         started = time.perf_counter()
         _elmo_stream("train", store, "--out", run, "--config", RECIPES / f"{name}.toml", *options)
         minutes = (time.perf_counter() - started) / 60
-        yield {"data set": name, "model": model, "minutes": minutes, "gains": evaluate(run, store)}
+        yield {"data set": name, "format": fmt, "recipe": recipe, "minutes": minutes, "gains": evaluate(run, store)}
 
 
 def _elmo_stream(*words: object) -> None:
@@ -130,17 +130,18 @@ def report(rows: list[dict[str, Any]]) -> str:
     for name in dict.fromkeys(row["data set"] for row in rows):
         for row in (row for row in rows if row["data set"] == name):
             cells = [f"{row['gains'][metric].mean():.2f}" for metric in metrics]
-            lines.append(f"| {name} | elmo-stream, {row['model']} | {' | '.join(cells)} | {row['minutes']:.1f} |")
+            model = ", ".join(["elmo-stream", row["format"], *row["recipe"]])
+            lines.append(f"| {name} | {model} | {' | '.join(cells)} | {row['minutes']:.1f} |")
         for baseline, figures in DATA_SETS[name].baselines.items():
             cells = [*(f"{figure:.1f}" for figure in figures), "", "", "", ""]
             lines.append(f"| {name} | {baseline} | {' | '.join(cells)} |")
     lines += ["", "| data set | difference | P@1 | PSP@1 |", "|---|---|---|---|"]
-    gains = {(row["data set"], row["model"]): row["gains"] for row in rows}
-    for (name, model), mine in gains.items():
-        fmt, *special = model.split(", ")
-        if fmt != "fp32" and (base := gains.get((name, ", ".join(["fp32", *special])))) is not None:
-            gaps = [difference(mine[metric], base[metric]) for metric in ("P@1", "PSP@1")]
-            lines.append(f"| {name} | {model} - fp32 | {' | '.join(gaps)} |")
+    exact = {(row["data set"], row["recipe"]): row["gains"] for row in rows if row["format"] == "fp32"}
+    for row in rows:
+        if row["format"] != "fp32" and (base := exact.get((row["data set"], row["recipe"]))) is not None:
+            gaps = [difference(row["gains"][metric], base[metric]) for metric in ("P@1", "PSP@1")]
+            pair = ", ".join([f"{row['format']} - fp32", *row["recipe"]])
+            lines.append(f"| {row['data set']} | {pair} | {' | '.join(gaps)} |")
     return "\n".join(lines)
 
 

@@ -38,7 +38,8 @@ KINDS = {
     FULL: (-2, "write"),
 }
 AGAIN = "shard again"
-VERBS = ("shard", AGAIN, "train", "resume", "predict")
+_SHARDING = ("shard", AGAIN)
+VERBS = (*_SHARDING, "train", "resume", "predict")
 _EVERY_STEPS = 8
 _REFUSED, _IO = 2, 74
 _COUNTER_BYTES = 24
@@ -119,9 +120,9 @@ class Bench:
         must(self.servers[0].run(*self._arguments(verb, out), log=self.place.log))
 
     def _arguments(self, verb: str, out: Path) -> tuple[object, ...]:
+        if verb in _SHARDING:
+            return self.place.shard_arguments(out, rows=400)
         return {
-            "shard": self.place.shard_arguments(out, rows=400),
-            AGAIN: self.place.shard_arguments(out, rows=400),
             "train": (*self.place.train_arguments(out, FORMATS[1]), "--set", f"checkpoint.every_steps={_EVERY_STEPS}"),
             "resume": ("resume", out),
             "predict": ("predict", self._run, self.place.texts, "--out", out),
@@ -193,7 +194,7 @@ class Bench:
             return succeeded or tree(out.parent) in ({}, {out.name: self._expected_lines})
         if succeeded:
             return True
-        if verb in ("shard", AGAIN):
+        if verb in _SHARDING:
             return not (out / "index.json").exists() or _without_scratch(out) == self._expected_store
         if (out / "run.json").is_file():
             try:
@@ -212,7 +213,7 @@ class Bench:
                 return True
         if verb == "predict":
             return out.read_bytes() != self._expected_lines
-        if verb in ("shard", AGAIN):
+        if verb in _SHARDING:
             return tree(out) != self._expected_store
         return result_of(out) != self._expected_run
 

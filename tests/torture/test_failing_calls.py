@@ -1,6 +1,7 @@
 """A call that ``failing_calls.c`` overlooks would never fail in R3: it must count as many as strace sees."""
 
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def test_what_strace_sees_is_counted(tmp_path: Path) -> None:
     except Unavailable as error:
         pytest.skip(str(error))
     pattern = re.compile(rf'^\d+ +(\w+)\((AT_FDCWD<[^>]*>, "|\d+<|"){re.escape(str(bench.folder))}/')
-    for verb in VERBS:
-        matches = map(pattern.match, bench.trace(verb, ["-y", "-e", "trace=%file,%desc"]))
-        calls = [match[1] for match in matches if match]
-        assert bench.count(verb, KINDS) == sum(call not in LEFT_ALONE.split() for call in calls), verb
-    bench.close()
+    with closing(bench):
+        for verb in VERBS:
+            matches = map(pattern.match, bench.trace(verb, ["-y", "-e", "trace=%file,%desc"]))
+            calls = [match[1] for match in matches if match]
+            assert bench.count(verb, KINDS) == sum(call not in LEFT_ALONE.split() for call in calls), verb
