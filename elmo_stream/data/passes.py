@@ -206,7 +206,7 @@ def _reason_to_drop(split: str, instance: RawInstance) -> str | None:
     if instance.features is not None:
         if not len(instance.features.id_N):
             return "no features"
-    elif not instance.text or instance.text.isspace():
+    elif not instance.text.strip():
         return "empty text"
     return None if instance.labels else "no labels"
 

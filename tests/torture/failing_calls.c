@@ -129,10 +129,9 @@ int arm_fault(const char *folder, const char *kinds, int number_of_error, long n
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
     };
     unsigned short length = 6;
-    int chosen = 0, left;
+    int left = 0; /* comparisons to jump over, from here to the last return */
     for (size_t each = 0; each < CALLS; each++)
-        chosen += strstr(words, calls[each].kind) != NULL;
-    left = chosen;
+        left += strstr(words, calls[each].kind) != NULL;
     for (size_t each = 0; each < CALLS; each++)
         if (strstr(words, calls[each].kind))
             filter[length++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[each].number, left--, 0);

@@ -37,9 +37,9 @@ def parse_object(line: bytes, example: str) -> dict[str, Any]:
         ValueError: what is wrong and what was expected, in one sentence.
     """
     text = decode(line)
-    if text.startswith("\ufeff"):
-        raise ValueError("not valid JSON (a byte order mark at column 1); expected one object a line.")
     try:
+        if text.startswith("\ufeff"):
+            raise json.JSONDecodeError("a byte order mark", text, 0)
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(
