@@ -1,6 +1,7 @@
 """The command line: parses and calls, nothing else. Heavy imports wait inside the commands."""
 
 import json
+import logging
 from pathlib import Path
 
 import click
@@ -38,6 +39,9 @@ def main() -> None:
     elmo-stream evaluate run
     elmo-stream predict run --text "a text to tag"
     """
+    # transformers imports torchao where it is installed, which tells of each of its parts that does not fit this torch.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 main.add_command(shard)

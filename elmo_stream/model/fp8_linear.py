@@ -4,7 +4,6 @@ Method: Micikevicius et al., "FP8 Formats for Deep Learning", arXiv 2209.05433, 
 """
 
 import importlib.util
-import logging
 
 import torch
 from torch import nn
@@ -39,7 +38,6 @@ def use_fp8_(module: nn.Module, *, emulate: bool = False) -> None:
     Args:
         emulate: round as FP8 would and multiply in the weights' type, on any device; to compare with.
     """
-    logging.getLogger("torchao").setLevel(logging.ERROR)
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     def fits(layer: nn.Module, _: str) -> bool:
