@@ -16,6 +16,7 @@ from elmo_stream.cli_common import (
     common_options,
     config_options,
     debug_option,
+    memory_option,
     on_oom_option,
     parse_ks,
     parse_names,
@@ -91,7 +92,7 @@ def train(
     if epochs is not None and steps is not None:
         raise UserError("--epochs and --steps exclude each other; give one of them.")
     if epochs is not None:
-        overrides += (f"train.epochs={epochs}",)
+        overrides += (f"train.epochs={epochs}", "train.steps=0")
     if steps is not None:
         overrides += (f"train.steps={steps}",)
     if data_timeout is not None:
@@ -117,18 +118,12 @@ def train(
 @main.command()
 @click.argument("run", type=FOLDER)
 @click.argument("store", type=STORE, required=False)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="memory.KEY=VALUE",
-    help="Another budget than the run began with, for example memory.device=8GiB; changes no result.",
-)
+@memory_option
 @on_oom_option
 @click.option("--strict", is_flag=True, help="End with code 74 if the newest checkpoint is damaged.")
 @common_options
 def resume(
-    run: Path, store: Path | None, overrides: tuple[str, ...], on_oom: str | None, strict: bool, as_json: bool
+    run: Path, store: Path | None, memory: tuple[str, ...], on_oom: str | None, strict: bool, as_json: bool
 ) -> None:
     """Continue a run from its last whole checkpoint; STORE is needed only if the store was moved.
 
@@ -137,7 +132,7 @@ def resume(
     """
     from elmo_stream.training.trainer import resume as resume_run
 
-    _finish(resume_run(run, store, memory=overrides, on_oom=on_oom, strict=strict, report=say), run, as_json)
+    _finish(resume_run(run, store, memory=memory, on_oom=on_oom, strict=strict, report=say), run, as_json)
 
 
 def _finish(code: int, run: Path, as_json: bool) -> None:
@@ -161,8 +156,11 @@ def _finish(code: int, run: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path, allow_dash=True),
     help="Write the result as JSON to a file, or without one to the screen.",
 )
+@memory_option
 @debug_option
-def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], json_file: Path | None) -> None:
+def evaluate(
+    run: Path, store: Path | None, split: str, ks: tuple[int, ...], json_file: Path | None, memory: tuple[str, ...]
+) -> None:
     """Measure a run on a split of a store (by default its own): P@k, nDCG@k, PSP@k, PSnDCG@k, R@k.
 
     \b
@@ -173,7 +171,7 @@ def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], jso
 
     if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise UserError(f"--json {json_file}: is a folder, or its folder does not exist; give the name of a file.")
-    result = evaluate_run(run, store, split=split, ks=ks, report=say)
+    result = evaluate_run(run, store, split=split, ks=ks, memory=memory, report=say)
     if json_file is not None and str(json_file) != "-":
         write_json_durably(json_file, result)
         json_file = None
@@ -191,6 +189,7 @@ def evaluate(run: Path, store: Path | None, split: str, ks: tuple[int, ...], jso
 @click.option("--text", multiple=True, help="A text to tag instead of a file; may be repeated.")
 @click.option("--text-field", callback=parse_names, help="Fields of the input's text.  [default: as for shard]")
 @click.option("--top-k", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Labels per text.")
+@memory_option
 @common_options
 def predict(
     run: Path,
@@ -199,6 +198,7 @@ def predict(
     text: tuple[str, ...],
     text_field: tuple[str, ...] | None,
     top_k: int,
+    memory: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Tag texts with label names and probabilities; needs the run folder only.
@@ -215,10 +215,10 @@ def predict(
     if source is not None:
         if out is None:
             raise UserError("--out: give the file for the predictions.")
-        count = predict_file(run, source, out, k=top_k, text_fields=text_field, report=say)
+        count = predict_file(run, source, out, k=top_k, text_fields=text_field, memory=memory, report=say)
         show({"out": str(out), "instances": count}, f"{count:,} instances tagged in {out}", as_json)
         return
-    predictions = Predictor(run, report=say)(text, top_k)
+    predictions = Predictor(run, memory=memory, report=say)(text, top_k)
     value = [
         {"text": t, "labels": [n for n, _ in p], "probabilities": [round(q, 6) for _, q in p]}
         for t, p in zip(text, predictions, strict=True)

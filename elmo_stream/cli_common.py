@@ -133,6 +133,17 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--config", "config_file", type=INPUT_FILE, help="TOML file with configuration keys.")(command)
 
 
+def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--set`` of a verb that goes on with a run."""
+    return click.option(
+        "--set",
+        "memory",
+        multiple=True,
+        metavar="memory.KEY=VALUE",
+        help="Another budget than the run began with, for example memory.device=8GiB; changes no result.",
+    )(command)
+
+
 def on_oom_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--on-oom``."""
     return click.option(

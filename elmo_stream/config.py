@@ -19,6 +19,8 @@ from elmo_stream.files import reading
 
 MAX_CONFIG_BYTES = 1 << 20
 FP8_KAHAN_HEAD = 0.2
+# Batches are as long as a multiple of this, so that few shapes occur.
+PAD_MULTIPLE = 8
 # (encoder_lr, classifier_lr) by kind of encoder
 DEFAULT_LRS = {"bag": (0.01, 0.02), "transformer": (5e-5, 0.004), "frozen transformer": (3e-4, 0.01)}
 
@@ -247,7 +249,7 @@ def with_memory(config: Config, overrides: Iterable[str]) -> Config:
     values = config.to_dict()
     for override in overrides:
         if not override.strip().startswith("memory."):
-            raise UserError(f"--set {override}: a resume may change memory.device, memory.host and memory.disk only.")
+            raise UserError(f"--set {override}: a run keeps its keys but memory.device, memory.host and memory.disk.")
         _apply(values, override)
     changed: Config = _build(Config, values, "", "--set")
     _check_together(changed)

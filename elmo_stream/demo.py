@@ -38,6 +38,16 @@ every_steps = 250
 """
 TOKENIZER, MAX_LENGTH = "train:16000", 64
 KS = (1, 3, 5)
+
+
+class _StepFailed(ElmoStreamError):
+    """A command of the demo ended early; the demo ends with its exit code."""
+
+    def __init__(self, command: str, code: int) -> None:
+        super().__init__(f"{command} ended with exit code {code}.")
+        self.exit_code = 128 - code if code < 0 else code or 1
+
+
 POLL_SECONDS = 0.2
 
 
@@ -100,7 +110,7 @@ def _command(arguments: Sequence[str], report: Report) -> str:
     report("$ elmo-stream " + " ".join(f'"{word}"' if " " in word else word for word in arguments))
     done = subprocess.run([sys.executable, "-m", "elmo_stream", *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise ElmoStreamError(f"elmo-stream {arguments[0]} ended with exit code {done.returncode}.")
+        raise _StepFailed(f"elmo-stream {arguments[0]}", done.returncode)
     return done.stdout
 
 
@@ -118,7 +128,7 @@ def _train_and_kill(store: Path, run: Path, config: Path, report: Report) -> int
         while process.poll() is None and not (_last_step(run) >= steps // 2 and checkpoint_steps(run)):
             time.sleep(POLL_SECONDS)
         if process.poll() is not None:
-            raise ElmoStreamError(f"training ended with exit code {process.returncode} before it could be killed.")
+            raise _StepFailed("the training that was to be killed", process.returncode)
     finally:
         process.kill()
         process.wait()

@@ -29,7 +29,6 @@ class LockedError(ElmoStreamError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has one kind for GPUs and none for CPUs."""
-    return (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
-    )
+    """Whether an error says that memory ran out; torch has one kind for GPUs, and none for CPUs and a refused lock."""
+    says = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in says or "allocate memory" in says

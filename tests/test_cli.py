@@ -121,6 +121,18 @@ def test_dry_run_prints_every_key_and_trains_nothing(store: Path, tmp_path: Path
     assert plan["fits"] and plan["time"]["step"] > 0 and plan["placement"]["mapped"] == 0
 
 
+def test_epochs_on_the_command_line_replace_the_steps_of_a_configuration(store: Path, tmp_path: Path) -> None:
+    given = run_cli("train", store, "--set", "train.steps=100", "--epochs", "3", "--dry-run", "--json")
+    config = json.loads(given.stdout)["config"]["train"]
+    assert (config["epochs"], config["steps"]) == (3, 0)
+
+
+def test_evaluate_and_predict_take_another_budget_than_the_training_had(run: Path) -> None:
+    for verb in (("evaluate", run), ("predict", run, "--text", "a text")):
+        assert_refused(run_cli(*verb, "--set", "memory.device=1MiB"), "memory does not suffice")
+        assert_refused(run_cli(*verb, "--set", "train.batch=8"), "train.batch=8")
+
+
 def test_inspect_and_verify_know_stores_runs_and_checkpoints(store: Path, run: Path) -> None:
     for path, kind in ((store, "store"), (run, "run"), (run / "checkpoints" / "step-00000004", "checkpoint")):
         assert json.loads(run_cli("inspect", path, "--json").stdout)["kind"] == kind

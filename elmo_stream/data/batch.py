@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from elmo_stream.config import PAD_MULTIPLE
 from elmo_stream.data.store import Shard
-
-PAD_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)

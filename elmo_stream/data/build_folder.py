@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,8 @@ def discard(out: Path) -> None:
     """Remove what a conversion made in ``out``, and ``out`` itself when nothing else is in it."""
     _remove_ours(out)
     if not any(out.iterdir()):
-        out.rmdir()
+        with suppress(OSError):  # of a link, a mount point, or the current folder
+            out.rmdir()
 
 
 def remove_scratch(out: Path) -> None:

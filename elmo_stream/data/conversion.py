@@ -25,6 +25,7 @@ from elmo_stream.data.passes import (
 )
 from elmo_stream.data.readers import split_source
 from elmo_stream.data.readers.label_list import LabelList, build_label_list
+from elmo_stream.data.readers.lines import READ_AS_LATIN_1
 from elmo_stream.data.readers.unpack import UnpackTask, unpack_file
 from elmo_stream.data.tokenize import Tokenizer, load_tokenizer, open_tokenizer, wants_training
 from elmo_stream.data.workers import Workers
@@ -155,17 +156,12 @@ class Conversion:
         folder = names_folder(self._out)
         if self._inputs.label_list is not None and not folder.is_dir():
             with new_folder(folder) as temporary:
-                shared = build_label_list(self._inputs.label_list, temporary)
-            if shared:
-                self._report(
-                    f"{self._inputs.label_list.name}: {shared:,} labels have no name or share one; "
-                    "their ids were put behind it"
-                )
+                build_label_list(self._inputs.label_list, temporary, self._report)
 
     def _part_tasks(self, split: str, files: Sequence[Input]) -> list[PartTask]:
         parts = [(part, each) for each in files for part in split_source(each.source, each.fields, self._part_bytes)]
         for name in dict.fromkeys(part.source.main.name for part, _ in parts if part.encoding != "utf-8"):
-            self._report(f"{name}: is not UTF-8 as a whole, and so is read as Latin-1")
+            self._report(f"{name}: {READ_AS_LATIN_1}")
         tokenizer_folder = None if wants_training(self._options.tokenizer) else self._out / "tokenizer"
         return [
             PartTask(self._build, split, number, part, each.fields, tokenizer_folder)

@@ -23,6 +23,7 @@ FORMAT, VERSIONS = "elmo-stream-embeddings", (1, 2)
 INDEX_NAME = "index.json"
 _KEYS = {"format", "version", "dim", "rows", "files"}
 _ROWS_AT_ONCE = 4096
+EMBEDDING_BYTES = 2  # a feature
 
 
 def write_part(
@@ -39,7 +40,7 @@ def write_part(
     done = 0
     for number, size in enumerate(rows.sizes.tolist()):
         path = folder / _file_name(number)
-        if path.is_file() and path.stat().st_size == 2 * size * dim:
+        if path.is_file() and path.stat().st_size == EMBEDDING_BYTES * size * dim:
             done += size
             continue
         shard = rows.read(number)
@@ -108,7 +109,7 @@ class EmbeddingPart:
                 name = _file_name(shard)
                 check_files(self._folder, {name: self._files[name]})
                 shape = (int(self._start[shard + 1] - self._start[shard]), self._dim)
-                if self._files[name]["bytes"] != 2 * shape[0] * shape[1]:
+                if self._files[name]["bytes"] != EMBEDDING_BYTES * shape[0] * shape[1]:
                     raise CorruptError(f"{self._folder / INDEX_NAME}: damaged; remove {self._folder}.")
                 self._mapped[shard] = np.memmap(self._folder / name, dtype="<i2", mode="r", shape=shape)
             return self._mapped[shard]

@@ -147,7 +147,7 @@ def _open_sources(
         for path in files:
             source, note = open_source(path, options.format, label_files.pop(0) if label_files else None)
             sources.setdefault(split, []).append(source)
-            report(note)
+            report(f"{split}: {note}")
     return sources
 
 

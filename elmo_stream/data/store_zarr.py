@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.buffer import default_buffer_prototype
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from elmo_stream.data.store import ArraySpec, Shard
@@ -22,6 +22,7 @@ _MAX_CHUNK_BYTES = 64 << 20
 _MAX_METADATA_BYTES = 64 << 10
 _FRAME_BYTES = 128
 _ZSTD_LEVEL = 3
+_CODECS = (BytesCodec, ZstdCodec, Crc32cCodec)
 _METADATA = "zarr.json"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -89,6 +90,9 @@ def _read_array(array: Any, spec: ArraySpec) -> NDArray[Any]:
     declared = (array.shape, array.chunks, array.dtype)
     if declared != ((spec.length,), (_chunk_length(spec),), spec.dtype):
         raise ValueError(f"{spec.name} declares {declared}, which is not {spec.length} values of {spec.dtype}")
+    # A frame within a frame would hide its size from the look at headers.
+    if tuple(map(type, array.metadata.codecs)) != _CODECS:
+        raise ValueError(f"{spec.name} is coded by {array.metadata.codecs}, which no shard is")
     return np.asarray(array[:])
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import tokenizers
 import torch
+from elmo_kernels.types import DIM_MULTIPLE
 from torch import Tensor, nn
 from torch.nn import functional
 
-from elmo_stream.config import EncoderConfig
+from elmo_stream.config import PAD_MULTIPLE, EncoderConfig
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.pretrained import find_pretrained
 
@@ -129,8 +130,10 @@ class TransformerEncoder(nn.Module):
         return (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp_min(1)
 
     def describe(self) -> dict[str, Any]:
-        """What decides about an embedding beside the weights."""
-        return {"kind": "transformer", "pooling": self._pooling, "architecture": self.model.config.to_dict()}
+        """What decides about an embedding beside the weights: not where they came from, nor who wrote them down."""
+        left_out = ("_name_or_path", "transformers_version")
+        architecture = {key: value for key, value in self.model.config.to_dict().items() if key not in left_out}
+        return {"kind": "transformer", "pooling": self._pooling, "architecture": architecture}
 
 
 class Encoder(nn.Module):
@@ -202,14 +205,7 @@ def create_encoder(
     generator = torch.Generator().manual_seed(seed)
     if config.kind == "transformer":
         model = _load_pretrained(config.name, tokenizer)
-        positions = getattr(model.config, "max_position_embeddings", max_length)
-        if not isinstance(getattr(model.config, "hidden_size", None), int):
-            raise UserError(f"encoder.name: {config.name!r} is no text encoder with one hidden size.")
-        if max_length > positions:
-            raise UserError(
-                f"encoder.name: {config.name!r} knows {positions} positions, but the store keeps {max_length} tokens "
-                f"of a text; shard the data with --max-length {positions} or less."
-            )
+        _check_transformer(config.name, model, max_length)
         return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config, generator)
     body = BagEncoder(config, vocab_size, max_length, generator, ordered)
     if config.name:
@@ -224,6 +220,30 @@ def create_encoder(
         with torch.no_grad():
             body.embedding_VD[:vocab_size] = table_VD[:vocab_size]
     return Encoder(body, config, generator)
+
+
+def _check_transformer(name: str, model: Any, max_length: int) -> None:
+    dim = getattr(model.config, "hidden_size", None)
+    if not isinstance(dim, int) or model.config.is_encoder_decoder:
+        raise UserError(f"encoder.name: {name!r} is no text encoder with one hidden size.")
+    if dim % DIM_MULTIPLE:
+        raise UserError(
+            f"encoder.name: {name!r} gives embeddings of {dim} features, but the classifier needs a multiple of "
+            f"{DIM_MULTIPLE}; choose another model."
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    # RoBERTa and its kin number positions from behind that of padding on, and batches are padded to a multiple.
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    positions -= 0 if padding is None else padding + 1
+    positions -= positions % PAD_MULTIPLE
+    if max_length > positions:
+        raise UserError(
+            f"encoder.name: {name!r} has room for {positions} tokens, but the store keeps {max_length} of a text; "
+            f"shard the data with --max-length {positions} or less."
+        )
 
 
 def save_architecture(encoder: Encoder, folder: Path) -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from elmo_stream.data.batch import pad, pad_weights
-from elmo_stream.data.embeddings import INDEX_NAME, EmbeddingPart, Embeddings, write_part
+from elmo_stream.data.embeddings import EMBEDDING_BYTES, INDEX_NAME, EmbeddingPart, Embeddings, write_part
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.rows import LabelNameRows, Rows, SplitRows
 from elmo_stream.data.store import Shard
-from elmo_stream.files import locked
+from elmo_stream.files import locked, require_space
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.training.run import Run
 from elmo_stream.training.runlog import LINE_SECONDS, Report
@@ -82,6 +82,8 @@ class _Maker:
         if not (folder / INDEX_NAME).is_file():
             self._report(f"embedding {name}: {total:,} texts, once, into {folder}")
             with locked(folder):
+                kept = sum(path.stat().st_size for path in folder.iterdir())
+                require_space(folder, max(0, EMBEDDING_BYTES * total * self._encoder.dim - kept))
                 write_part(folder, rows, self._embed, self._encoder.dim, progress)
         return EmbeddingPart(folder, rows, self._encoder.dim)
 

@@ -46,16 +46,14 @@ class EncoderMemory:
 def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: torch.device) -> EncoderMemory:
     """The memory of training an encoder, whose weights may be on the meta device, with texts of ``length`` tokens.
 
-    The batch is ``train.batch``, or ``train.micro_batch`` where set; that of the cache for a frozen encoder. FP8
-    products are counted as BF16 ones.
+    The batch is ``train.batch``, or ``train.micro_batch`` where set; the body of a frozen encoder embeds the batches of
+    the cache alone. FP8 products are counted as BF16 ones.
     """
     trained = [p for p in encoder.parameters() if p.requires_grad]
     weights = sum(map(_bytes, (*encoder.parameters(), *encoder.buffers())))
     instances = min(config.train.micro_batch or config.train.batch, config.train.batch)
-    if config.encoder.frozen:
-        instances = min(instances, CACHED_AT_ONCE)
     again = 0 < config.train.micro_batch < config.train.batch
-    peak, small = _peak_of_step(encoder, instances, length, device, accumulate=again)
+    peak, small = _peak_of_step(encoder, instances, length, device, accumulate=again, frozen=config.encoder.frozen)
     return EncoderMemory(
         weights=weights,
         gradients=sum(map(_bytes, trained)),
@@ -87,23 +85,30 @@ def _peak_of_step(
     device: torch.device,
     *,
     accumulate: bool,
+    frozen: bool = False,
     training: bool = True,
 ) -> tuple[int, int]:
     """Peak of a forward and backward pass beyond weights and gradients, and that of tensors below HEAP_BYTES alone.
 
-    ``accumulate``: gradients are there already. Without ``training`` it is the forward pass of an evaluation.
+    ``accumulate``: gradients are there already. ``frozen``: the body fills the cache before, and only what is behind it
+    is trained. Without ``training`` it is the forward pass of an evaluation.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _without_data(encoder, device).train(training)
         trained = [p for p in model.parameters() if p.requires_grad]
-        token_ids_BT = torch.zeros(instances, length, dtype=torch.int64, device=device)
-        mask_BT = torch.ones(instances, length, dtype=torch.bool, device=device)
+        texts = min(instances, CACHED_AT_ONCE) if frozen else instances
+        token_ids_BT = torch.zeros(texts, length, dtype=torch.int64, device=device)
+        mask_BT = torch.ones(texts, length, dtype=torch.bool, device=device)
         if accumulate:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
         known = [*model.parameters(), *model.buffers(), *(p.grad for p in trained if p.grad is not None)]
         with _Allocations([*known, token_ids_BT, mask_BT]) as allocations, torch.set_grad_enabled(training):
-            x_BD = model(token_ids_BT, mask_BT)
+            if frozen:
+                model.embed(token_ids_BT, mask_BT)
+                x_BD = model.head(torch.empty(instances, model.dim, device=device))
+            else:
+                x_BD = model(token_ids_BT, mask_BT)
             if trained and training:
                 x_BD.backward(torch.empty_like(x_BD))
         gradients = [_bytes(p) for p in trained if training and not accumulate]
@@ -111,7 +116,7 @@ def _peak_of_step(
         return max(0, allocations.peak - sum(gradients)), max(0, allocations.small_peak - small)
 
 
-def _without_data(encoder: Encoder, device: torch.device) -> nn.Module:
+def _without_data(encoder: Encoder, device: torch.device) -> Encoder:
     """A copy whose tensors are fake ones of the device; called under a fake mode."""
     memo: dict[int, Any] = {}
     for parameter in encoder.parameters():

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elmo_stream.data.batch import PAD_MULTIPLE, Batch
+from elmo_stream.config import PAD_MULTIPLE
+from elmo_stream.data.batch import Batch
 from elmo_stream.model.encoder import Encoder
 
 

@@ -1,6 +1,6 @@
 """Ranking metrics of a model on a split, out of core: batches from the loader, top-k over the chunks of labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def evaluate(
     ks: Sequence[int] = (1, 3, 5),
     step: int | None = None,
     filtered: FilterPairs | None = None,
+    memory: Iterable[str] = (),
     report: Report = print,
 ) -> dict[str, Any]:
     """Evaluate a run's newest checkpoint (or that of ``step``) on a split of a store, by default the run's own.
@@ -93,6 +94,7 @@ def evaluate(
     Args:
         filtered: pairs that are taken out of the rankings before they are cut to k; by default those that the store
             keeps for the split.
+        memory: see ``resume``.
 
     Returns:
         ``{"split", "instances", "unseen_labels", "step", "metrics": {"P@1": ..., ...}}`` with fractions in 0...1.
@@ -101,7 +103,7 @@ def evaluate(
     Raises:
         UserError: no run, no store, no such split, or the store's labels or tokenizer are not the run's.
     """
-    opened = open_run(run)
+    opened = open_run(run, memory)
     store = store or Path(opened.info.store)
     index = StoreIndex.load(store)
     if split not in index.splits:

@@ -12,10 +12,10 @@ import torch
 from elmo_kernels import BLOCK_LABELS, preferred_chunk_labels, step_bytes, topk_bytes
 from elmo_kernels.types import DIM_MULTIPLE
 
-from elmo_stream.config import Config, LoaderConfig, parse_size
-from elmo_stream.data.batch import PAD_MULTIPLE
+from elmo_stream.config import PAD_MULTIPLE, Config, LoaderConfig, parse_size
 from elmo_stream.data.index import BOW, StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
+from elmo_stream.data.store import token_dtype
 from elmo_stream.model.encoder import Encoder
 from elmo_stream.model.placement import DEVICE, MAPPED, PINNED, ChunkPlan, plan_chunks
 from elmo_stream.system import free_memory_bytes, resident_bytes, return_free_memory
@@ -91,7 +91,7 @@ def make_plan(
         config = replace(config, classifier=replace(config.classifier, fp8_logits=False))
     budget = _budgets(config, device)
     fixed = [*_process_rows(config, encoder, device), *_encoder_rows(config, encoder, sizes, device, training)]
-    fixed += _loader_rows(config, sizes, device, training)
+    fixed += _loader_rows(config, encoder, sizes, device, training)
     chosen = config.classifier.chunk_labels
     blocks = preferred_chunk_labels(device, encoder.dim) // BLOCK_LABELS
     halved = [(blocks >> shift) * BLOCK_LABELS for shift in range(blocks.bit_length())]
@@ -109,7 +109,7 @@ def make_plan(
             instances=sizes.instances,
             steps_per_epoch=per_epoch,
             steps=config.train.steps or config.train.epochs * per_epoch,
-            rows=(*_classifier_rows(chunks, device), *rows, *_run_rows(config, everything, encoder, training)),
+            rows=(*_classifier_rows(chunks, device), *rows, *_run_rows(config, everything, encoder, sizes, training)),
             budget=budget | ({DISK: shutil.disk_usage(_existing(scratch)).free} if chunks.at(MAPPED) else {}),
         )
         if not plan.lacks():
@@ -220,31 +220,41 @@ def _encoder_rows(
     yield Row("checkpoint: encoder and optimizer", _host(device), CHECKPOINT, written)
 
 
-def _loader_rows(config: Config, sizes: DataSizes, device: torch.device, training: bool) -> Iterator[Row]:
+def _loader_rows(
+    config: Config, encoder: Encoder, sizes: DataSizes, device: torch.device, training: bool
+) -> Iterator[Row]:
     rules = LoaderConfig()
     shards, batches = _loader_bytes(sizes, rules, EVALUATION_BATCH, windows=1)
     yield Row("evaluation: loader", _host(device), EVALUATION, shards + batches)
     if training:
-        shards, batches = _loader_bytes(sizes, config.loader, config.train.batch, windows=2)
+        cached = encoder.dim if config.encoder.frozen else 0
+        shards, batches = _loader_bytes(sizes, config.loader, config.train.batch, windows=2, cached_features=cached)
         yield Row("loader: shards of two windows", _host(device), ALWAYS, shards, "(shard --rows-per-shard)")
         yield Row(
             "loader: batches ahead", _host(device), ALWAYS, batches, "loader.prefetch, loader.bucket, train.batch"
         )
 
 
-def _loader_bytes(sizes: DataSizes, rule: LoaderConfig, batch: int, *, windows: int) -> tuple[int, int]:
-    """(bytes of cached shards, bytes of prepared batches)."""
-    row = sizes.mean_tokens * 2 + 16 + sizes.positives_per_instance * 8
+def _loader_bytes(
+    sizes: DataSizes, rule: LoaderConfig, batch: int, *, windows: int, cached_features: int = 0
+) -> tuple[int, int]:
+    """(bytes of cached shards, bytes of prepared batches, with ``cached_features`` of an embedding)."""
+    weight = 0 if sizes.ordered else 4
+    token = token_dtype(sizes.vocab_size).itemsize + weight
+    row = sizes.mean_tokens * token + 16 + sizes.positives_per_instance * 8
     cached = min(sizes.shards, windows * WINDOW_SHARDS)
     order = 4 * 8 * min(sizes.shards, WINDOW_SHARDS) * sizes.shard_rows
-    instance = sizes.mean_tokens * 9 + 8 + sizes.positives_per_instance * 20
+    instance = sizes.mean_tokens * (9 + weight) + 8 + sizes.positives_per_instance * 20 + 2 * cached_features
     blocks = -(-sizes.labels // BLOCK_LABELS)
     group = rule.bucket * 8 * blocks + min(rule.bucket * batch, sizes.train_instances) * instance
     groups = rule.prefetch + 1 + max(1, rule.workers)
     return int((cached + 1) * sizes.shard_rows * row + order), int(groups * group)
 
 
-def _run_rows(config: Config, chunks: ChunkPlan, encoder: Encoder, training: bool) -> Iterator[Row]:
+def _run_rows(config: Config, chunks: ChunkPlan, encoder: Encoder, sizes: DataSizes, training: bool) -> Iterator[Row]:
+    if training and config.encoder.frozen and not config.encoder.cache:
+        cached = sizes.train_instances + sizes.labels * config.train.label_texts
+        yield Row("cached embeddings", RUN, ALWAYS, 2 * cached * encoder.dim, "encoder.cache")
     if training:
         weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
         one = chunks.bytes_at(DEVICE) + 3 * weights

@@ -1,7 +1,7 @@
 """Predictions in words: label names with probabilities, from the run folder alone."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
@@ -36,15 +36,19 @@ class Predictor:
     Args:
         run: folder of the run; neither its store nor a network is needed.
         step: checkpoint to use; the newest by default.
+        memory: see ``resume``.
 
     Raises:
         UserError: no run here, or no checkpoint yet.
         CorruptError: the run's files are damaged.
     """
 
-    def __init__(self, run: Path | str, *, step: int | None = None, report: Report = print) -> None:
+    def __init__(
+        self, run: Path | str, *, step: int | None = None, memory: Iterable[str] = (), report: Report = print
+    ) -> None:
         self._device = device_of_run()
-        self.step, self._encoder, self._classifier = trained_model(open_run(Path(run)), step, self._device, report)
+        opened = open_run(Path(run), memory)
+        self.step, self._encoder, self._classifier = trained_model(opened, step, self._device, report)
         self._tokenizer = load_tokenizer(Path(run) / "tokenizer")
         self._names = LabelNames(Path(run) / "labels")
 
@@ -98,6 +102,7 @@ def predict(
     *,
     k: int = 5,
     text_fields: Sequence[str] | None = None,
+    memory: Iterable[str] = (),
     report: Report = print,
 ) -> int:
     """Tag every instance of a file in any format that :func:`convert` reads, labels being left unread.
@@ -121,7 +126,7 @@ def predict(
     with (
         new_file(out) as stream,
         _instances(source, text_fields, out) as instances,
-        closing(Predictor(run, report=report)) as predictor,
+        closing(Predictor(run, memory=memory, report=report)) as predictor,
     ):
         return _WRITERS[out.suffix](stream, _batches(predictor, instances, k))
 

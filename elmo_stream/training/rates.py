@@ -4,9 +4,9 @@ The kernels, the encoder and the disk are run as training will run them, on smal
 """
 
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import cycle
@@ -235,21 +235,17 @@ def _disk_rates(folder: Path) -> tuple[float, float]:
             for number in range(PROBE_FILES):
                 files.create(number, PROBE_FILE_BYTES)
                 files.write(number, buffers[0])
-            seconds = [0.0, 0.0]
 
-            def move(way: int) -> None:
+            def move(way: int) -> float:
                 for number in range(way, PROBE_FILES, 2):  # a first round, for files that are still being made
                     (files.write if way else files.read_into)(number, buffers[way])
                 start = time.perf_counter()
                 for number in [*range(way, PROBE_FILES, 2)] * PROBE_ROUNDS:
                     (files.write if way else files.read_into)(number, buffers[way])
-                seconds[way] = time.perf_counter() - start
+                return time.perf_counter() - start
 
-            threads = [threading.Thread(target=move, args=(way,)) for way in (0, 1)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(2) as threads:
+                seconds = list(threads.map(move, (0, 1)))
         finally:
             files.close()
     moved = PROBE_ROUNDS * PROBE_FILES // 2 * PROBE_FILE_BYTES

@@ -4,12 +4,13 @@
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from elmo_stream.config import Config, EncoderConfig, load_config
+from elmo_stream.config import Config, EncoderConfig, load_config, with_memory
 from elmo_stream.data.bow import MAX_FEATURES, is_bow
 from elmo_stream.data.index import Files, StoreIndex, TokenizerEntry, decode
 from elmo_stream.errors import CorruptError, UserError
@@ -173,11 +174,14 @@ def publish_run(run: Run) -> None:
     (run.path / _MARKER).unlink()
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path, memory: Iterable[str] = ()) -> Run:
     """Open a run folder and check the files that were laid down with it.
 
+    Args:
+        memory: ``memory.key=value``, other budgets than the run began with; they change no result.
+
     Raises:
-        UserError: there is no run here.
+        UserError: there is no run here, or ``memory`` names another key or a bad value.
         CorruptError: ``run.json`` or another file is damaged, was changed, or is of another version.
     """
     if not (path / "run.json").is_file():
@@ -195,7 +199,7 @@ def open_run(path: Path) -> Run:
     sane = 0 < info.labels <= most_labels and 0 < info.vocab_size <= most_tokens and 0 < info.prior <= 1
     if not (sane and 0 < info.max_length <= MAX_LENGTH):
         raise CorruptError(f"{path / 'run.json'}: damaged; its sizes do not fit the files beside it.")
-    return Run(path, load_config(path / "config.toml"), info)
+    return Run(path, with_memory(load_config(path / "config.toml"), memory), info)
 
 
 def load_encoder(run: Run, checkpoint: Checkpoint, config: EncoderConfig) -> Encoder:

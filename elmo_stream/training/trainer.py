@@ -18,7 +18,7 @@ import elmo_kernels
 import torch
 from elmo_kernels import BLOCK_LABELS
 
-from elmo_stream.config import Config, with_memory
+from elmo_stream.config import Config
 from elmo_stream.data.batch import Batch
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.loader import StreamLoader
@@ -113,8 +113,7 @@ def resume(
         Diverged: as ``train`` does.
         LockedError: another process trains here.
     """
-    run = open_run(path)
-    run = replace(run, config=with_memory(run.config, memory))
+    run = open_run(path, memory)
     prepare_torch(run.config.threads)
     require_fp8(run.config, device_of_run())
     with locked(path):

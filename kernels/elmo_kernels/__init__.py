@@ -140,7 +140,7 @@ def update_(
     *,
     lr: float,
     weight_decay: float,
-    rounding: str,
+    rounding: str = "stochastic",
     seed: int,
     step: int,
     flags: Tensor,

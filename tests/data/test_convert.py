@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -145,6 +147,23 @@ def test_a_folder_with_files_of_the_user_is_refused_and_left_as_it_is(sample, tm
     with pytest.raises(UserError, match="files of no conversion"):
         sample.convert(tmp_path)
     assert (tmp_path / "photo.tmp-1").read_text() == "precious"
+
+
+def test_a_bad_line_is_told_where_the_folder_of_the_store_is_a_link(tmp_path):
+    (tmp_path / "t.jsonl").write_text("{}\n")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with pytest.raises(UserError, match=r"t\.jsonl:1: "):
+        convert([tmp_path / "t.jsonl"], tmp_path / "link", workers=1)
+    assert not list((tmp_path / "there").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names of files")
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    path = tmp_path / os.fsdecode(b"tr\xe4in.jsonl")
+    path.write_text('{"text": "a", "labels": ["b"]}\n')
+    convert([path], tmp_path / "s", tokenizer="train:64", workers=1)
+    assert StoreIndex.load(tmp_path / "s").splits["train"].instances == 1
 
 
 @pytest.mark.parametrize(

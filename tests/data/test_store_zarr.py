@@ -48,9 +48,20 @@ def test_a_frame_that_declares_another_size_is_refused_before_it_is_decoded(writ
         store.read_shard("train", forged(entry, "tokens/c/0", forgery))
 
 
+ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+TWICE = [{"name": "bytes", "configuration": {"endian": "little"}}, ZSTD, ZSTD, {"name": "crc32c"}]
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"shape": [10**12]}, {"data_type": "uint32"}, {"codecs": []}, {"fill_value": "x"}, {"node_type": "group"}],
+    [
+        {"codecs": TWICE},
+        {"shape": [10**12]},
+        {"data_type": "uint32"},
+        {"codecs": []},
+        {"fill_value": "x"},
+        {"node_type": "group"},
+    ],
 )
 def test_metadata_that_declares_another_array_is_refused(written, change):
     store, entry, folder = written

@@ -101,6 +101,28 @@ def test_a_transformer_pools_without_its_padding_and_refuses_longer_texts(
         create_encoder(config, max_length=17, **arguments)  # type: ignore[arg-type]
 
 
+def _refusal_of(model: object, folder: Path, max_length: int) -> str:
+    model.save_pretrained(folder)  # type: ignore[attr-defined]
+    config = EncoderConfig(kind="transformer", name=str(folder))
+    with pytest.raises(UserError) as caught:
+        create_encoder(config, vocab_size=40, max_length=max_length, tokenizer=None, seed=0)
+    return str(caught.value)
+
+
+def test_models_that_cannot_embed_the_texts_are_refused_before_training(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, T5Config, T5Model
+
+    small = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    roberta = RobertaModel(RobertaConfig(**small, hidden_size=32, max_position_embeddings=34))
+    assert "--max-length 32 or less" in _refusal_of(roberta, tmp_path / "roberta", 33)
+    odd = BertModel(BertConfig(**small, hidden_size=32, max_position_embeddings=20))
+    assert "--max-length 16 or less" in _refusal_of(odd, tmp_path / "odd", 17)
+    narrow = BertModel(BertConfig(**small, hidden_size=24))
+    assert "multiple of 16" in _refusal_of(narrow, tmp_path / "narrow", 8)
+    both = T5Model(T5Config(vocab_size=40, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+    assert "no text encoder" in _refusal_of(both, tmp_path / "both", 8)
+
+
 @pytest.fixture(scope="module")
 def small_bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
     from tokenizers import Tokenizer, models

@@ -15,7 +15,7 @@ from elmo_stream.data.rows import SplitRows
 from elmo_stream.data.store import open_store
 from elmo_stream.errors import CorruptError
 from elmo_stream.model.encoder import Encoder
-from elmo_stream.training.checkpoint import load_checkpoint
+from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder, load_checkpoint
 from elmo_stream.training.evaluate import evaluate, evaluate_model
 from elmo_stream.training.metrics import RankingMetrics
 from elmo_stream.training.models import trained_model
@@ -100,6 +100,25 @@ def test_runs_share_a_cache_and_train_only_what_is_not_frozen(store: Path, tmp_p
     assert one is not None and two is not None
     for name, tensor in one.tensors("encoder").items():
         assert torch.equal(tensor, two.tensors("encoder")[name]) is name.startswith("body."), name
+
+
+def test_a_resumed_transformer_finds_its_cache(store: Path, bert: Path, tmp_path: Path) -> None:
+    keys = [*_bert_keys(bert), "encoder.hidden=24", "train.epochs=2", "checkpoint.every_steps=3"]
+    _train(store, tmp_path / "run", keys)
+    shutil.rmtree(checkpoints_folder(tmp_path / "run") / f"step-{checkpoint_steps(tmp_path / 'run')[-1]:08d}")
+    heard: list[str] = []
+    assert resume(tmp_path / "run", report=heard.append) == 0
+    assert not any("embedding train" in line for line in heard)
+
+
+def test_embeddings_that_the_disk_cannot_hold_are_refused_before_any_is_computed(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=60_000))
+    with pytest.raises(OSError, match="only 60,000 are free"):
+        _train(store, tmp_path / "run", ["encoder.dim=32", f"encoder.cache={tmp_path / 'cache'}"])
+    assert not list((tmp_path / "cache").rglob("*.bf16"))
 
 
 def test_validation_from_the_cache_is_that_of_the_texts(store: Path, tmp_path: Path) -> None:

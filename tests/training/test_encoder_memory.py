@@ -88,6 +88,15 @@ def test_predicted_bytes_are_within_a_tenth_of_the_measured(wide_bert: Path, key
     assert measured == pytest.approx(expected, rel=0.1)
 
 
+def test_the_layers_behind_a_frozen_body_are_counted_for_the_whole_batch(wide_bert: Path) -> None:
+    keys = ["encoder.kind=transformer", f"encoder.name='{wide_bert}'", "encoder.frozen=true", "encoder.hidden=768"]
+    config = load_config(None, [*keys, "train.batch=4096"])
+    encoder = _encoder(config, wide_bert)
+    told = encoder_memory(encoder, config, length=LENGTH, device=CPU).activations
+    stored = 4096 * 768 * 4  # the hidden layer's activation
+    assert 2 * stored < told < 6 * stored
+
+
 def test_each_key_saves_what_it_is_there_to_save(wide_bert: Path) -> None:
     def activations(*keys: str) -> int:
         config = load_config(None, ["encoder.kind=transformer", f"encoder.name='{wide_bert}'", "train.batch=64", *keys])

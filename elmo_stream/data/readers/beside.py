@@ -12,7 +12,7 @@ from elmo_stream.data.readers.instance import Fields, InputFile, Part, Source, r
 from elmo_stream.data.readers.label_list import LabelList
 from elmo_stream.data.readers.label_values import LabelReader
 from elmo_stream.data.readers.lines import count_lines, decode, find_lines, read_lines
-from elmo_stream.data.readers.sparse import CsrMatrix, first_line, open_csr, parse_header, read_rows
+from elmo_stream.data.readers.sparse import CsrMatrix, first_line, open_csr, parse_header, parse_rows
 from elmo_stream.errors import UserError
 
 _WHOLE_FILE = 1 << 62
@@ -96,7 +96,8 @@ def _from_matrix(matrix: CsrMatrix, reader: LabelReader, part: Part) -> Iterator
 
 def _from_text(file: InputFile, reader: LabelReader, part: Part) -> Iterator[list[str]]:
     if part.label_columns:
-        for _, row in read_rows(file, part.label_start, part.label_end, part.label_columns):
+        lines = read_lines(file, part.label_start, part.label_end)
+        for row in parse_rows(file, lines, part.label_columns):
             yield reader.ids(row.id_N.tolist(), part.label_columns)
     else:
         for offset, line in read_lines(file, part.label_start, part.label_end):

@@ -71,7 +71,7 @@ def read(part: Part, fields: Fields) -> Iterator[RawInstance]:
 
 def head_rows(head: bytes) -> list[list[str]]:
     """The first rows of a file, for a look at their columns: whatever is whole in ``head``."""
-    lines = [f"{line}\n" for line in head.decode("utf-8-sig", "replace").split("\n")[:-1]]
+    lines = [f"{line}\n" for line in head.decode("utf-8", "replace").split("\n")[:-1]]
     delimiter = _delimiter(lines[0]) if lines else ","
     try:
         return list(csv.reader(lines, delimiter=delimiter))

@@ -9,6 +9,7 @@ from typing import Any
 
 from elmo_stream.data.readers import FORMATS
 from elmo_stream.data.readers.instance import InputFile, Source
+from elmo_stream.data.readers.lines import BOM
 from elmo_stream.data.readers.sparse import parse_header
 from elmo_stream.data.readers.unpack import NPZ, PACKED_ENDINGS, packing_of, read_unpacked
 from elmo_stream.errors import UserError
@@ -25,7 +26,7 @@ _BY_ENDING = {
     ".npz": "npz",
     ".txt": "xc-text",
 }
-_BOW_ROW = re.compile(rb"[\d,]*(\s+\d+:?\S*)*\s*|\d+:\S*(\s+\d+:?\S*)*\s*")
+_BOW_ROW = re.compile(rb"[\d,]*(\s+\d\S*)*\s*|\d+:\S*(\s+\d\S*)*\s*")
 _STEM_OF_MAIN = re.compile(r"^(?P<split>.*?)_?(X_Xf|X|raw_texts|texts)$|^X\.(?P<pecos>.+)$")
 
 
@@ -73,13 +74,15 @@ def open_source(path: Path, format: str, label_file: Path | None = None, *, labe
 
 
 def read_head(file: InputFile) -> bytes:
-    """The first bytes of a file, unpacked."""
+    """The first bytes of a file, unpacked, without a byte order mark; one that is whole gets a line end behind it."""
     head = b""
     for piece in read_unpacked(file):
         head += piece
         if len(head) >= HEAD_BYTES:
             break
-    return head[:HEAD_BYTES]
+    else:
+        head += b"\n"
+    return head[:HEAD_BYTES].removeprefix(BOM)
 
 
 def list_of_labels_beside(path: Path, format: str) -> Path | None:
@@ -107,7 +110,7 @@ def _guess(file: InputFile) -> tuple[str, str]:
             f"perhaps with {', '.join(PACKED_ENDINGS)}, or say --format {'|'.join(FORMATS)}."
         )
     if format in ("jsonl", "tsv", "xc-text"):
-        lines = [line for line in read_head(file).removeprefix(b"\xef\xbb\xbf").split(b"\n")[:50] if line.strip()]
+        lines = [line for line in read_head(file).split(b"\n")[:50] if line.strip()]
         if special := _by_content(format, lines):
             return special
     if format == "xc-text":
@@ -168,8 +171,8 @@ def _candidate_names(path: Path) -> list[str]:
         return []
     if match["pecos"]:
         return [f"Y.{match['pecos']}.npz", f"Y.{match['pecos']}.txt"]
-    split = match["split"]
-    return [f"{split}_X_Y.txt", f"{split}_X_Y.npz", f"{split}_Y.npz", f"{split}_labels.txt"]
+    split = f"{match['split']}_".removeprefix("_")
+    return [f"{split}X_Y.txt", f"{split}X_Y.npz", f"{split}Y.npz", f"{split}labels.txt"]
 
 
 def _first_file(folders: list[Path], names: list[str]) -> Path | None:

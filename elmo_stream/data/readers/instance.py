@@ -109,16 +109,16 @@ def make_instance(text: str, labels: Sequence[str], features: Features | None = 
 
 
 def _check(text: str, labels: Sequence[str]) -> None:
-    _refuse_surrogates(text, "the text")
+    refuse_surrogates(text, "the text")
     for place, label in enumerate(labels, start=1):
         if not label:
             raise ValueError(f"label {place} is empty; expected at least one character.")
-        _refuse_surrogates(label, f"label {place}")
+        refuse_surrogates(label, f"label {place}")
         if len(label) > MAX_LABEL_BYTES // 4 and len(label.encode()) > MAX_LABEL_BYTES:
             raise ValueError(f"label {place} is longer than {MAX_LABEL_BYTES} bytes; expected a name.")
 
 
-def _refuse_surrogates(text: str, where: str) -> None:
+def refuse_surrogates(text: str, where: str) -> None:
     """Raise ``ValueError`` when ``text`` cannot be written as UTF-8."""
     if not text.isascii():
         try:

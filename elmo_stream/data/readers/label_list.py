@@ -4,7 +4,7 @@ A list becomes a folder of flat files once, so that every process maps it instea
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from elmo_stream.data.arrays import map_array, save_array
 from elmo_stream.data.hashing import hash_names
-from elmo_stream.data.readers.instance import MAX_LABEL_BYTES, InputFile, refusal
-from elmo_stream.data.readers.lines import decode, read_lines
+from elmo_stream.data.readers.instance import MAX_LABEL_BYTES, InputFile, refusal, refuse_surrogates
+from elmo_stream.data.readers.lines import READ_AS_LATIN_1, decode, encoding_of, read_lines, strip_end
 from elmo_stream.errors import UserError
 
 _NAMES, _TEXTS = "names", "texts"
@@ -54,8 +54,8 @@ class _Strings:
         return self._blob[self._offsets[place] : self._offsets[place + 1]].tobytes()
 
 
-def build_label_list(file: InputFile, folder: Path) -> int:
-    """Read a list of labels into ``folder``; returns how many names had to be told apart.
+def build_label_list(file: InputFile, folder: Path, report: Callable[[str], None]) -> None:
+    """Read a list of labels into ``folder``; reports how many names had to be told apart.
 
     A name is the title, or the line; an empty one becomes ``#id``, and names that several labels share get
     `` #id`` behind them, since the labels of a store are known by their names.
@@ -67,7 +67,7 @@ def build_label_list(file: InputFile, folder: Path) -> int:
     hashes: list[NDArray[np.uint64]] = []
     with open(folder / f"{_TEXTS}.bin", "wb") as text_stream, open(folder / "plain.bin", "wb") as name_stream:
         block: list[bytes] = []
-        for name, text in _entries(file):
+        for name, text in _entries(file, report):
             names.append(len(name))
             texts.append(len(text))
             name_stream.write(name)
@@ -80,9 +80,10 @@ def build_label_list(file: InputFile, folder: Path) -> int:
     if not names:
         raise UserError(f"{file.name}: holds no label; expected one a line.")
     _save_offsets(folder / f"{_TEXTS}.npy", texts)
-    told_apart = _write_distinct(folder, names, np.concatenate(hashes))
+    shared = _write_distinct(folder, names, np.concatenate(hashes))
     (folder / "plain.bin").unlink()
-    return told_apart
+    if shared:
+        report(f"{file.name}: {shared:,} labels have no name or share one; their ids were put behind it")
 
 
 def _write_distinct(folder: Path, lengths: list[int], hashes: NDArray[np.uint64]) -> int:
@@ -110,14 +111,16 @@ def _save_offsets(path: Path, lengths: list[int]) -> None:
     save_array(path, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
 
-def _entries(file: InputFile) -> Iterator[tuple[bytes, bytes]]:
+def _entries(file: InputFile, report: Callable[[str], None]) -> Iterator[tuple[bytes, bytes]]:
     """(name, text) of each line, UTF-8."""
-    json_lines = None
+    json_lines, encoding = None, encoding_of(file)
+    if encoding != "utf-8":
+        report(f"{file.name}: {READ_AS_LATIN_1}")
     for offset, line in read_lines(file, 0, file.path.stat().st_size):
         try:
             if json_lines is None:
                 json_lines = line.lstrip().startswith(b"{")
-            name, text = _json_entry(line) if json_lines else (decode(line).strip(), decode(line).strip())
+            name, text = _json_entry(line) if json_lines else (strip_end(line).decode(encoding).strip(),) * 2
             if len(name.encode()) > MAX_LABEL_BYTES:
                 raise ValueError(f"the name is longer than {MAX_LABEL_BYTES} bytes; expected a name a line.")
         except ValueError as error:
@@ -136,4 +139,6 @@ def _json_entry(line: bytes) -> tuple[str, str]:
     if not isinstance(content, str):
         raise ValueError("'content' is no string; expected a string or none.")
     title = value["title"].strip()
-    return title, f"{title} {content}".strip()
+    text = f"{title} {content}".strip()
+    refuse_surrogates(text, "the title or content")
+    return title, text

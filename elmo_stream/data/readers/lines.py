@@ -4,6 +4,7 @@ A line is what ends in byte 0x0A and nothing else: the Unicode line breaks that 
 shift the rows.
 """
 
+import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from elmo_stream.data.readers.instance import (
 from elmo_stream.files import reading
 
 BOM = b"\xef\xbb\xbf"
+READ_AS_LATIN_1 = "is not UTF-8 as a whole, and so is read as Latin-1"
 TOO_LONG = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; expected one instance a line."
 
 
@@ -150,6 +152,19 @@ def decode(line: bytes) -> str:
         raise ValueError(
             f"not UTF-8 (byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line)."
         ) from error
+
+
+def encoding_of(file: InputFile) -> str:
+    """UTF-8 where the whole file is that, else Latin-1, in which some of the repository's files are written."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with reading(file.path) as stream:
+        try:
+            while piece := stream.read(SCAN_BYTES):
+                decoder.decode(piece)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return "latin-1"
+    return "utf-8"
 
 
 def strip_end(line: bytes) -> bytes:

@@ -57,9 +57,11 @@ def _open(file: InputFile) -> Any:
     except ImportError as error:
         raise UserError(f"{file.name}: reading Parquet needs pyarrow: pip install pyarrow.") from error
     try:
-        with naming(file.path):
-            return pyarrow.parquet.ParquetFile(file.path)
-    except pyarrow.ArrowException as error:
+        return pyarrow.parquet.ParquetFile(file.path)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk; damage has no number
+            with naming(file.path):
+                raise
         raise UserError(f"{file.name}: not a whole Parquet file ({_short(error)}).") from error
 
 
@@ -67,12 +69,11 @@ def _check_columns(file: InputFile, table: Any, names: list[str], fields: Fields
     import pyarrow
 
     for name in names:
-        if name not in table.schema_arrow.names:
+        if table.schema_arrow.names.count(name) != 1:
+            problem = "is missing" if name not in table.schema_arrow.names else "occurs twice"
             present = ", ".join(f"'{each[:60]}'" for each in table.schema_arrow.names[:12])
             option = "--label-field" if name == fields.label else "--text-field"
-            raise UserError(
-                f"{file.name}: field '{name}' is missing (fields: {present}); choose another with {option}."
-            )
+            raise UserError(f"{file.name}: field '{name}' {problem} (fields: {present}); choose another with {option}.")
         kind = table.schema_arrow.field(name).type
         if name == fields.label and (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)):
             kind = kind.value_type

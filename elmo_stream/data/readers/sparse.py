@@ -1,7 +1,7 @@
 """Sparse rows: text lines ``index:value ...`` below a header ``rows columns``, and CSR arrays out of an ``.npz``."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,10 +128,10 @@ def open_csr(file: InputFile) -> CsrMatrix:
     return CsrMatrix(str(file.name), columns, data, indices, indptr)
 
 
-def read_rows(file: InputFile, start: int, end: int, columns: int) -> Iterator[tuple[int, Features]]:
-    """(offset, row) of the lines from byte ``start`` to ``end``; raises ``UserError`` with file and line."""
-    for offset, line in read_lines(file, start, end):
+def parse_rows(file: InputFile, lines: Iterable[tuple[int, bytes]], columns: int) -> Iterator[Features]:
+    """The rows of some lines with their offsets; raises ``UserError`` with file and line."""
+    for offset, line in lines:
         try:
-            yield offset, parse_row(strip_end(line), columns)
+            yield parse_row(strip_end(line), columns)
         except ValueError as error:
             raise refusal(file, offset, str(error)) from error

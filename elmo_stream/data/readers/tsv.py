@@ -4,15 +4,12 @@ A cell that is quoted as in CSV is unquoted, as table programs write it; any oth
 and no line end.
 """
 
-import re
 from collections.abc import Iterator
 
 from elmo_stream.data.readers.columns import Columns
 from elmo_stream.data.readers.instance import Fields, InputFile, Part, RawInstance, Source, refusal
 from elmo_stream.data.readers.lines import BOM, decode, read_instances, read_lines, split_lines
 from elmo_stream.files import reading
-
-_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
@@ -32,7 +29,7 @@ def read(part: Part, fields: Fields) -> Iterator[RawInstance]:
 
 def head_rows(head: bytes) -> list[list[str]]:
     """The first rows of a file, for a look at their columns: whatever is whole in ``head``."""
-    return [_cells(line.rstrip("\r")) for line in head.decode("utf-8-sig", "replace").split("\n")[:-1]]
+    return [_cells(line.rstrip("\r")) for line in head.decode("utf-8", "replace").split("\n")[:-1]]
 
 
 def _header(file: InputFile) -> tuple[list[str], int]:
@@ -48,4 +45,10 @@ def _header(file: InputFile) -> tuple[list[str], int]:
 
 
 def _cells(line: str) -> list[str]:
-    return [quoted[1].replace('""', '"') if (quoted := _QUOTED.fullmatch(cell)) else cell for cell in line.split("\t")]
+    return [_unquoted(cell) for cell in line.split("\t")]
+
+
+def _unquoted(cell: str) -> str:
+    inside = cell[1:-1]
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inside.replace('""', "")
+    return inside.replace('""', '"') if quoted else cell

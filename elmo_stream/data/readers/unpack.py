@@ -63,7 +63,7 @@ def read_unpacked(file: InputFile) -> Iterator[bytes]:
     decoder = new()
     with reading(file.path) as stream:
         while piece := stream.read(_PIECE):
-            while piece:
+            while piece := piece.lstrip(b"\0") if decoder.eof else piece:
                 if decoder.eof:
                     decoder = new()
                 try:
@@ -72,7 +72,7 @@ def read_unpacked(file: InputFile) -> Iterator[bytes]:
                     raise UserError(f"{file.name}: the {file.packing} data are damaged ({error}).") from error
                 if plain:
                     yield plain
-                piece = decoder.unused_data.lstrip(b"\0") if decoder.eof else b""
+                piece = decoder.unused_data if decoder.eof else b""
     if not decoder.eof:
         raise UserError(f"{file.name}: the {file.packing} data end too early; the file was cut.")
 
@@ -137,6 +137,10 @@ def _unpack_npz(file: InputFile, folder: Path) -> None:
             for each in archive.infolist():
                 if each.filename in members or set(each.filename) & set("/\\\0"):
                     raise UserError(f"{file.name}: has the member {each.filename!r:.200} twice, or in a folder.")
+                if each.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise UserError(
+                        f"{file.name}: packs {each.filename!r:.200} in another way than scipy and numpy do."
+                    )
                 members[each.filename] = each
             if sum(each.file_size for each in members.values()) > _most_bytes(file):
                 raise UserError(f"{file.name}: unpacks to more than {_MAX_RATIO} times its size.")

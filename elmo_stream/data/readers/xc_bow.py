@@ -10,7 +10,7 @@ from elmo_stream.data.readers.beside import check_names, pair_parts, read_labels
 from elmo_stream.data.readers.instance import Fields, InputFile, Part, RawInstance, Source, make_instance, refusal
 from elmo_stream.data.readers.label_values import LabelReader
 from elmo_stream.data.readers.lines import count_lines, find_lines, read_lines, strip_end
-from elmo_stream.data.readers.sparse import MAX_COLUMNS, first_line, parse_header, parse_row, read_rows
+from elmo_stream.data.readers.sparse import MAX_COLUMNS, first_line, parse_header, parse_row, parse_rows
 from elmo_stream.errors import UserError
 
 
@@ -30,10 +30,12 @@ def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
         if line.strip():
             raise refusal(file, offset, f"the header names {rows} rows, and this is a row more.")
     cuts = [cut for cut in lines.cuts if cut[1] < rows]
-    ends = [*(offset for offset, _ in cuts[1:]), end]
+    ends = [*(offset for offset, _ in cuts[1:]), end][: len(cuts)]
     parts = [
         Part(source, start, last, first_row=row) for (start, row), last in zip(cuts, ends, strict=True) if start < last
     ]
+    if lines.count < rows:
+        parts.append(Part(source, end, end, first_row=rows - 1))
     if len(header) == 3:
         check_names(fields, header[2], file)
         return parts
@@ -41,16 +43,17 @@ def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
 
 
 def read(part: Part, fields: Fields) -> Iterator[RawInstance]:
-    """See :class:`elmo_stream.data.readers.Format`."""
+    """See :class:`elmo_stream.data.readers.Format`; a part without bytes is an empty row that has no line end."""
     file = part.source.main
     header = _header(file)[0]
+    lines = read_lines(file, part.start, part.end) if part.start < part.end else [(part.start, b"")]
     if len(header) == 2:
-        rows = read_rows(file, part.start, part.end, header[1])
-        for (_, row), labels in zip(rows, read_labels(part, fields), strict=False):
+        rows = parse_rows(file, lines, header[1])
+        for row, labels in zip(rows, read_labels(part, fields), strict=False):
             yield make_instance("", labels, row)
         return
     reader = LabelReader(fields)
-    for offset, line in read_lines(file, part.start, part.end):
+    for offset, line in lines:
         try:
             # Only the first blank parts labels from features: stripping the line would shift them.
             ids, _, entries = strip_end(line).partition(b" ")

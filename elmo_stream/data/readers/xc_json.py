@@ -39,7 +39,7 @@ def _ids(value: dict[str, Any], name: str) -> list[int]:
     if relevance is None:
         return ids
     numbers = isinstance(relevance, list) and all(
-        type(number) in (int, float) and math.isfinite(number) and number >= 0 for number in relevance
+        type(number) in (int, float) and 0 <= number < math.inf for number in relevance
     )
     if not numbers or len(relevance) != len(ids):
         raise ValueError(f"field 'target_rel' is not a list of {len(ids)} numbers from 0, one for each label.")

@@ -3,29 +3,25 @@
 A file that is not UTF-8 as a whole is read as Latin-1, in which some of the repository's files are written.
 """
 
-import codecs
 from collections.abc import Iterator
 
 from elmo_stream.data.readers.beside import pair_parts, read_labels
 from elmo_stream.data.readers.instance import (
-    SCAN_BYTES,
     Fields,
-    InputFile,
     Part,
     RawInstance,
     Source,
     make_instance,
     refusal,
 )
-from elmo_stream.data.readers.lines import count_lines, read_lines, strip_end
-from elmo_stream.files import reading
+from elmo_stream.data.readers.lines import count_lines, encoding_of, read_lines, strip_end
 
 
 def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
     """See :class:`elmo_stream.data.readers.Format`."""
     file = source.main
     lines = count_lines(file, 0, part_bytes)
-    encoding = _encoding(file)
+    encoding = encoding_of(file)
     ends = [*(offset for offset, _ in lines.cuts[1:]), file.path.stat().st_size]
     parts = [
         Part(source, start, end, first_row=row, encoding=encoding)
@@ -43,15 +39,3 @@ def read(part: Part, fields: Fields) -> Iterator[RawInstance]:
             yield make_instance(strip_end(line).decode(part.encoding).replace("\0", " "), labels)
         except ValueError as error:
             raise refusal(file, offset, str(error)) from error
-
-
-def _encoding(file: InputFile) -> str:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with reading(file.path) as stream:
-        try:
-            while piece := stream.read(SCAN_BYTES):
-                decoder.decode(piece)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return "latin-1"
-    return "utf-8"

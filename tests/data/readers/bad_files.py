@@ -1,6 +1,7 @@
 """Files that no reader may take: one registry for the tests of the readers and for the attacks on them."""
 
 import io
+import zipfile
 
 import numpy as np
 import pyarrow
@@ -105,6 +106,16 @@ XCJSON: dict[str, Case] = {
         2,
         "'target_rel'",
     ),
+    "relevance of 400 digits below 0": (
+        {"trn.json": XC_JSON + b'{"title": "x", "target_ind": [0], "target_rel": [-' + b"9" * 400 + b"]}\n"},
+        2,
+        "'target_rel'",
+    ),
+    "label text half a pair": (
+        {"trn.json": XC_JSON, "lbl.json": b'{"title": "a"}\n{"title": "b", "content": "\\ud800"}\n'},
+        2,
+        "surrogate",
+    ),
 }
 XCTEXT: dict[str, Case] = {
     "no label file": ({"trn_X.txt": b"a\n"}, 0, "no file with its labels"),
@@ -138,6 +149,7 @@ XCBOW: dict[str, Case] = {
     "weight no number": ({"train.txt": XC_BOW + b"1 1:x\n"}, 3, "is not 'index:value'"),
     "weight not finite": ({"train.txt": XC_BOW + b"1 1:1e39\n"}, 3, "not finite"),
     "index huge": ({"train.txt": XC_BOW + b"1 99999999999999999999:1\n"}, 3, "is not 'index:value'"),
+    "no rows at all": ({"train.txt": b"0 5 3\n"}, 0, "no usable instance"),
     "no features at all": ({"train.txt": b"1 0 3\n1 0:1\n"}, 1, "not a header"),
     "no label file": ({"trn_X_Xf.txt": b"1 4\n0:1\n"}, 0, "no file with its labels"),
 }
@@ -180,11 +192,21 @@ def parquet(columns: dict[str, object]) -> bytes:
     return stream.getvalue()
 
 
+def parquet_of_pairs(columns: list[tuple[str, list[object]]]) -> bytes:
+    stream = io.BytesIO()
+    names = [name for name, _ in columns]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(each) for _, each in columns], names), stream)
+    return stream.getvalue()
+
+
 GOOD_TABLE = {"text": ["a", "b"], "labels": [["x"], ["y", "z"]]}
+GOOD_PARQUET = parquet(GOOD_TABLE)
 BAD_PARQUET = {
     "not parquet": (b"text,labels\n", "not a whole Parquet file"),
-    "cut": (parquet(GOOD_TABLE)[:-20], "not a whole Parquet file"),
+    "cut": (GOOD_PARQUET[:-20], "not a whole Parquet file"),
     "magic alone": (b"PAR1PAR1", "not a whole Parquet file"),
+    "damaged footer": (GOOD_PARQUET[:-60] + b"\xff" * 40 + GOOD_PARQUET[-20:], "not a whole Parquet file"),
+    "a column twice": (parquet_of_pairs([("text", ["a"]), ("text", ["b"]), ("labels", [["x"]])]), "occurs twice"),
     "no text": (parquet({"title": ["a"], "labels": [["x"]]}), "field 'text' is missing (fields: 'title'"),
     "no labels": (parquet({"text": ["a"], "tags": [["x"]]}), "choose another with --label-field"),
     "text of numbers": (parquet({"text": [1, 2], "labels": [["x"], ["y"]]}), "field 'text' holds int64"),
@@ -212,7 +234,16 @@ def npz(matrix: scipy.sparse.csr_matrix = X, **arrays: object) -> bytes:
     return stream.getvalue()
 
 
+def repacked(archive: bytes, method: int) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(stream, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return stream.getvalue()
+
+
 BAD_NPZ = {
+    "packed by bzip2": (repacked(npz(), zipfile.ZIP_BZIP2), "in another way than scipy and numpy"),
     "no archive": (b"hello", "not a whole .npz archive"),
     "cut": (npz()[:-30], "not a whole .npz archive"),
     "other arrays": (npz(indptr=None), "has no array 'indptr'"),

@@ -87,6 +87,13 @@ def test_members_one_behind_the_other_are_read_as_one_file(tmp_path, ending):
     assert unpack(InputFile(path, path, packing_of(path)), tmp_path).path.read_bytes() == LINE * 1000
 
 
+@pytest.mark.parametrize("ending", PACKED)
+def test_zeros_that_fill_a_packed_file_up_to_a_block_are_no_damage(tmp_path, ending):
+    path = tmp_path / f"t.jsonl{ending}"
+    path.write_bytes(PACKED[ending] + bytes(20_000))
+    assert unpack(InputFile(path, path, packing_of(path)), tmp_path).path.read_bytes() == LINE * 500
+
+
 def test_a_bad_line_in_a_packed_file_is_named_by_its_place_in_the_text(tmp_path):
     message = refusal(tmp_path / "t.jsonl.gz", gzip.compress(LINE * 7 + b"{}\n"))
     assert message.startswith(f"{tmp_path / 't.jsonl.gz'}:8: field 'text' is missing")

@@ -9,6 +9,7 @@ import pytest
 from elmo_stream.data.filters import load_filter
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.labels import LabelNames
+from elmo_stream.data.readers.detect import open_source
 from elmo_stream.data.shard import convert
 from elmo_stream.data.store import open_store
 from elmo_stream.errors import UserError
@@ -113,6 +114,55 @@ def test_weights_of_features_reach_the_store(tmp_path):
     assert shard.token_weights is not None
     assert (shard.tokens.tolist(), shard.token_offsets.tolist()) == ([1, 3, 0, 2], [0, 2, 3, 4])
     np.testing.assert_array_equal(shard.token_weights, np.array([0.5, -2, 1, 0.25], np.float32))
+
+
+@pytest.mark.parametrize("header", ["3 4 2", "3 4"])
+def test_a_last_row_that_is_empty_and_has_no_line_end_is_a_row(tmp_path, header):
+    labels = ["0 ", "1 "] if header.endswith("2") else ["", ""]
+    path = tmp_path / "tst_X_Xf.txt"
+    path.write_text(f"{header}\n{labels[0]}1:0.5\n{labels[1]}2:1\n")
+    (tmp_path / "tst_X_Y.txt").write_text("3 2\n0:1\n1:1\n0:1\n")
+    convert([path], tmp_path / "s", test=[path], workers=1)
+    assert StoreIndex.load(tmp_path / "s").splits["test"].instances == 3
+
+
+def test_a_byte_order_mark_before_a_header_of_two_numbers_does_not_lose_the_labels(tmp_path):
+    (tmp_path / "trn_X_Xf.txt").write_bytes(b"\xef\xbb\xbf2 4\n1:0.5\n2:1\n")
+    (tmp_path / "trn_X_Y.txt").write_text("2 2\n0:1\n1:1\n")
+    convert([tmp_path / "trn_X_Xf.txt"], tmp_path / "s", workers=1)
+    assert StoreIndex.load(tmp_path / "s").splits["train"].positives == 2
+
+
+def test_a_row_of_features_with_a_comment_is_looked_at_in_no_time(tmp_path):
+    row = " ".join(f"{number}:0.5" for number in range(100_000, 100_060))
+    (tmp_path / "t.txt").write_text(f"1 200000 3\n0 {row} #comment\n")
+    source, _ = open_source(tmp_path / "t.txt", "auto", labeled=False)  # a minute for every two entries more, once
+    assert source.format == "xc-text"
+
+
+def test_texts_named_as_in_the_contract_find_their_labels(tmp_path):
+    (tmp_path / "X.txt").write_text("a\nb\n")
+    (tmp_path / "X_Y.txt").write_text("2 2\n0:1\n1:1\n")
+    convert([tmp_path / "X.txt"], tmp_path / "s", tokenizer="train:64", workers=1)
+    assert StoreIndex.load(tmp_path / "s").splits["train"].positives == 2
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_the_separator_of_labels_is_seen_in_a_file_of_one_row_without_line_end(tmp_path, ending):
+    between = {"csv": ",", "tsv": "\t"}[ending]
+    (tmp_path / f"t.{ending}").write_text(f"text{between}labels\nfoo{between}a;b")
+    convert([tmp_path / f"t.{ending}"], tmp_path / "s", tokenizer="train:64", workers=1)
+    assert sorted(LabelNames(tmp_path / "s" / "labels")[[0, 1]]) == ["a", "b"]
+
+
+def test_names_of_labels_in_latin_1_are_read_and_the_user_is_told(tmp_path):
+    notes: list[str] = []
+    (tmp_path / "trn_X.txt").write_text("a\nb\n")
+    (tmp_path / "trn_X_Y.txt").write_text("2 2\n0:1\n1:1\n")
+    (tmp_path / "Y.txt").write_bytes("café\nthé\n".encode("latin-1"))
+    convert([tmp_path / "trn_X.txt"], tmp_path / "s", tokenizer="train:64", workers=1, report=notes.append)
+    assert sorted(LabelNames(tmp_path / "s" / "labels")[[0, 1]]) == ["café", "thé"]
+    assert any("Y.txt: is not UTF-8" in note for note in notes)
 
 
 def test_a_list_of_strings_named_subjects_is_no_corpus_of_annif(tmp_path):
