@@ -187,7 +187,9 @@ def evaluate(
 @click.argument("source", type=INPUT_FILE, required=False, metavar="[INPUT]")
 @click.option("--out", type=FILE, help="Output: .jsonl or .parquet.")
 @click.option("--text", multiple=True, help="A text to tag instead of a file; may be repeated.")
-@click.option("--text-field", callback=parse_names, help="Fields of the input's text.  [default: as for shard]")
+@click.option(
+    "--text-field", callback=parse_names, help="Fields of the input's text.  [default: text, or those of the format]"
+)
 @click.option("--top-k", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Labels per text.")
 @memory_option
 @common_options

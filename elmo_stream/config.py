@@ -110,7 +110,7 @@ class TrainConfig:
     )
     validation: float = _key(
         0.02,
-        "share of the training instances held out for validation, unless the store has a valid split",
+        "share of the training instances held out for validation, 10,000 at most, unless the store has a valid split",
         low=0.0,
         high=0.5,
     )

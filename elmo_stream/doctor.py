@@ -30,7 +30,7 @@ NEEDED_FOR = {
     "tensorboard": "curves in TensorBoard",
     "click": "the command line",
     "scikit-learn": "the baselines of the demo",
-    "zstandard": "packed files",
+    "zstandard": "reading input files",
     "pyarrow": "Parquet files",
 }
 LINE = 100

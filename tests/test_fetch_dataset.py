@@ -26,7 +26,7 @@ def test_every_data_set_has_a_recipe_that_loads_and_a_place_where_it_is_to_be_ha
     for name in names:
         load_config(ROOT / "recipes" / f"{name}.toml")
     said = fetch("amazon-3m").stdout
-    assert "manikvarma.org" in said and "elmo-stream shard trn.json.gz" in said
+    assert "manikvarma.org" in said and "elmo-stream shard DATA/trn.json.gz" in said
 
 
 def test_an_archive_is_laid_out_within_the_folder_and_its_rows_are_counted(tmp_path):
@@ -39,7 +39,7 @@ def test_an_archive_is_laid_out_within_the_folder_and_its_rows_are_counted(tmp_p
     assert sorted(path.name for path in tmp_path.rglob("*.txt")) == sorted(
         path.name for path in (tmp_path / "in" / "out").iterdir()
     )
-    assert "2,515 rows" in done.stdout
+    assert "2,515 rows" in done.stdout and "Y.txt: not there" in done.stdout
 
 
 @pytest.mark.parametrize(

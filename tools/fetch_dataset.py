@@ -106,7 +106,9 @@ def lay_out(name: str, given: Path, out: Path) -> list[str]:
     found = dict(_members(given))
     missing = [file for file in data.files if _stored_name(file, found) is None]
     if missing:
-        raise UserError(f"{given}: has no {', '.join(missing)}; a complete download holds them.")
+        raise UserError(
+            f"{given}: has no {', '.join(missing)}; without --from, the command says what they are made of."
+        )
     if out.exists():
         raise UserError(f"{out}: exists already; choose another folder with --out.")
     out.mkdir(parents=True)
@@ -115,7 +117,12 @@ def lay_out(name: str, given: Path, out: Path) -> list[str]:
             if (stored := _stored_name(file, found)) is not None:
                 with found[stored].open() as source, open(out / stored, "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-        return [_check(out / str(_stored_name(file, found)), data) for file in data.files]
+        absent = [
+            f"{file}: not there; leave it out of the recipe's command"
+            for file in data.optional
+            if _stored_name(file, found) is None
+        ]
+        return [*(_check(out / str(_stored_name(file, found)), data) for file in data.files), *absent]
     except BaseException:
         shutil.rmtree(out)
         raise

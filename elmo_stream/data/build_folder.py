@@ -35,7 +35,8 @@ def plan_of(inputs: Inputs, options: Options, part_bytes: int) -> dict[str, Any]
     files = [[str(file.path.resolve()), *file_identity(file.path)] for file in inputs.files()]
     splits = {split: [each.source.format for each in files] for split, files in inputs.splits.items()}
     plan = {"splits": splits, "files": files, "options": asdict(options), "part_bytes": part_bytes}
-    return json.loads(json.dumps({"version": VERSION, **plan}, default=str))  # as it will be read back
+    # As it will be read back. "parts": how files are cut, by whose numbers finished parts are found again.
+    return json.loads(json.dumps({"version": VERSION, "parts": 2, **plan}, default=str))
 
 
 def inputs_unchanged(plan: dict[str, Any]) -> bool:

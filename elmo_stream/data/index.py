@@ -180,6 +180,8 @@ class StoreIndex:
             for shard in shards:
                 if not _SHARD_NAME.fullmatch(shard.name):
                     raise CorruptError(f"{path}: splits.{name}: {shard.name!r} is not a shard's name.")
+                if shard.rows == 0:
+                    raise CorruptError(f"{path}: splits.{name}: {shard.name} has no rows, as no shard has.")
             sums = tuple(sum(getattr(shard, key) for shard in shards) for key in ("rows", "tokens", "positives"))
             if sums != (split.instances, split.tokens, split.positives) or split.instances == 0:
                 raise CorruptError(

@@ -158,7 +158,7 @@ def _label_list(source: Source, options: InputOptions, report: Callable[[str], N
         return _side_file(options.labels, "--labels")
     found = list_of_labels_beside(source.main.name, source.format)
     # Files like train_labels.txt hold names, which a list of names does not concern.
-    if found is None or (source.labels is not None and source.labels.name.name.split(".")[0].endswith("_labels")):
+    if found is None or (source.labels is not None and source.labels.name.name.split(".")[0].endswith("labels")):
         return None
     report(f"{found}: names of the labels, since it stands beside the data (--labels names another file)")
     return _side_file(found, "--labels")

@@ -42,11 +42,10 @@ class SplitRows:
     """The first ``last`` rows of a split."""
 
     def __init__(self, store: Path, index: StoreIndex, split: str, last: int) -> None:
-        self._store, self._split = open_store(store), split
-        entries = [entry for entry in index.splits[split].shards if entry.rows]
-        sizes = np.diff(np.minimum(np.cumsum([entry.rows for entry in entries]), last), prepend=0)
+        self._store, self._split, self._entries = open_store(store), split, index.splits[split].shards
+        ends = np.minimum(np.cumsum([entry.rows for entry in self._entries]), last)
+        sizes = np.diff(ends, prepend=0)
         self.sizes: NDArray[np.int64] = sizes[sizes > 0]
-        self._entries = entries[: len(self.sizes)]
 
     def read(self, shard: int) -> Shard:
         """See :class:`Rows`."""

@@ -225,14 +225,14 @@ def create_encoder(
 def _check_transformer(name: str, model: Any, max_length: int) -> None:
     dim = getattr(model.config, "hidden_size", None)
     if not isinstance(dim, int) or model.config.is_encoder_decoder:
-        raise UserError(f"encoder.name: {name!r} is no text encoder with one hidden size.")
+        raise UserError(f"encoder.name: {name!r} is no text encoder with one hidden size, and without a decoder.")
     if dim % DIM_MULTIPLE:
         raise UserError(
             f"encoder.name: {name!r} gives embeddings of {dim} features, but the classifier needs a multiple of "
             f"{DIM_MULTIPLE}; choose another model."
         )
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
+    if positions is None or positions < 0:  # no limit
         return
     # RoBERTa and its kin number positions from behind that of padding on, and batches are padded to a multiple.
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)

@@ -107,7 +107,9 @@ def evaluate(
     store = store or Path(opened.info.store)
     index = StoreIndex.load(store)
     if split not in index.splits:
-        raise UserError(f"{store}: has no split {split!r}; it has {', '.join(index.splits)}.")
+        raise UserError(
+            f"{store}: has no split {split!r}; it has {', '.join(index.splits)}. Shard again with --test or --valid."
+        )
     _check_store(opened, store, index)
     device = device_of_run()
     at_step, encoder, classifier = trained_model(opened, step, device, report)

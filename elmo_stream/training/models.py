@@ -43,7 +43,9 @@ def require_room(plan: Plan, report: Callable[[str], None]) -> None:
     """
     if plan.lacks():
         report(plan.table())
-        raise UserError(f"the memory does not suffice; {' '.join(plan.advice())}")
+        raise UserError(
+            f"the memory does not suffice; {' '.join(plan.advice())} A run that has begun keeps all keys but memory.*."
+        )
 
 
 def require_space_for_checkpoint(run: Run, plan: Plan, tensors: Iterable[torch.Tensor]) -> None:

@@ -13,6 +13,7 @@ from elmo_kernels import BLOCK_LABELS, preferred_chunk_labels, step_bytes, topk_
 from elmo_kernels.types import DIM_MULTIPLE
 
 from elmo_stream.config import PAD_MULTIPLE, Config, LoaderConfig, parse_size
+from elmo_stream.data.embeddings import EMBEDDING_BYTES
 from elmo_stream.data.index import BOW, StoreIndex
 from elmo_stream.data.order import WINDOW_SHARDS
 from elmo_stream.data.store import token_dtype
@@ -244,7 +245,8 @@ def _loader_bytes(
     row = sizes.mean_tokens * token + 16 + sizes.positives_per_instance * 8
     cached = min(sizes.shards, windows * WINDOW_SHARDS)
     order = 4 * 8 * min(sizes.shards, WINDOW_SHARDS) * sizes.shard_rows
-    instance = sizes.mean_tokens * (9 + weight) + 8 + sizes.positives_per_instance * 20 + 2 * cached_features
+    instance = sizes.mean_tokens * (9 + weight) + 8 + sizes.positives_per_instance * 20
+    instance += EMBEDDING_BYTES * cached_features
     blocks = -(-sizes.labels // BLOCK_LABELS)
     group = rule.bucket * 8 * blocks + min(rule.bucket * batch, sizes.train_instances) * instance
     groups = rule.prefetch + 1 + max(1, rule.workers)
@@ -252,16 +254,12 @@ def _loader_bytes(
 
 
 def _run_rows(config: Config, chunks: ChunkPlan, encoder: Encoder, sizes: DataSizes, training: bool) -> Iterator[Row]:
-    if training and config.encoder.frozen and not config.encoder.cache:
-        cached = sizes.train_instances + sizes.labels * config.train.label_texts
-        yield Row("cached embeddings", RUN, ALWAYS, 2 * cached * encoder.dim, "encoder.cache")
-    if training:
-        weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
-        one = chunks.bytes_at(DEVICE) + 3 * weights
-        yield Row(
-            "checkpoints kept, and the one being written",
-            RUN,
-            ALWAYS,
-            (config.checkpoint.keep + 1) * one,
-            "checkpoint.keep",
-        )
+    if not training:
+        return
+    if config.encoder.frozen and not config.encoder.cache:
+        texts = sizes.train_instances + sizes.labels * config.train.label_texts
+        yield Row("cached embeddings", RUN, ALWAYS, EMBEDDING_BYTES * texts * encoder.dim, "encoder.cache")
+    weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    one = chunks.bytes_at(DEVICE) + 3 * weights
+    title = "checkpoints kept, and the one being written"
+    yield Row(title, RUN, ALWAYS, (config.checkpoint.keep + 1) * one, "checkpoint.keep")

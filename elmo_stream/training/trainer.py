@@ -151,9 +151,9 @@ def _fit(run: Run, report: Report, *, on_oom: str | None, **parts: Any) -> int:
         report(table)
         if on_oom != "shrink" or chunk_labels <= BLOCK_LABELS:
             raise UserError(
-                "out of memory, in spite of the plan above; the keys beside its largest rows lower it, or another "
-                "process took the memory. The checkpoints are whole: go on with `elmo-stream resume "
-                f"{run.path} --on-oom shrink`, or with --set memory.device=... below what is free."
+                "out of memory, in spite of the plan above, or another process took the memory. The checkpoints are "
+                f"whole: go on with `elmo-stream resume {run.path} --on-oom shrink`, or with --set memory.device=... "
+                "below what is free. The keys beside the largest rows lower it, in a new run (train --init-from)."
             )
         smaller = chunk_size(chunk_labels // 2)
         report(f"out of memory; going on from the last checkpoint with chunks of {smaller:,} labels.")

@@ -62,6 +62,16 @@ def test_an_index_that_contradicts_itself_is_refused(copy, change, says):
         StoreIndex.load(copy)
 
 
+def test_a_shard_without_rows_is_refused(copy):
+    index = StoreIndex.load(copy)
+    train = index.splits["train"]
+    empty = dataclasses.replace(train.shards[0], rows=0, tokens=0, positives=0)
+    splits = index.splits | {"train": dataclasses.replace(train, shards=(empty, *train.shards))}
+    dataclasses.replace(index, splits=splits).save(copy)
+    with pytest.raises(CorruptError, match="has no rows"):
+        StoreIndex.load(copy)
+
+
 def test_the_name_of_a_shard_cannot_lead_out_of_the_store(copy):
     index = StoreIndex.load(copy)
     train = index.splits["train"]

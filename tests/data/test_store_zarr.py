@@ -48,14 +48,20 @@ def test_a_frame_that_declares_another_size_is_refused_before_it_is_decoded(writ
         store.read_shard("train", forged(entry, "tokens/c/0", forgery))
 
 
-ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
-TWICE = [{"name": "bytes", "configuration": {"endian": "little"}}, ZSTD, ZSTD, {"name": "crc32c"}]
+def test_a_frame_within_a_frame_is_refused_by_its_metadata(written):
+    store, entry, folder = written
+    path = folder / "tokens/zarr.json"
+    value = json.loads(path.read_bytes())
+    first, zstd, last = value["codecs"]
+    forgery = json.dumps(value | {"codecs": [first, zstd, zstd, last]}).encode()
+    path.write_bytes(forgery)
+    with pytest.raises(CorruptError, match="which no shard is"):
+        store.read_shard("train", forged(entry, "tokens/zarr.json", forgery))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"codecs": TWICE},
         {"shape": [10**12]},
         {"data_type": "uint32"},
         {"codecs": []},

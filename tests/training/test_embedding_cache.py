@@ -19,6 +19,7 @@ from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
 from elmo_stream.training.evaluate import evaluate, evaluate_model
 from elmo_stream.training.metrics import RankingMetrics
 from elmo_stream.training.models import trained_model
+from elmo_stream.training.preview import plan_store
 from elmo_stream.training.run import open_run
 from elmo_stream.training.trainer import resume, train
 from tests.cli_helpers import assert_refused, run_cli
@@ -102,6 +103,14 @@ def test_runs_share_a_cache_and_train_only_what_is_not_frozen(store: Path, tmp_p
         assert torch.equal(tensor, two.tensors("encoder")[name]) is name.startswith("body."), name
 
 
+def test_the_plan_says_what_the_cache_takes(store: Path, tmp_path: Path) -> None:
+    keys = ["encoder.dim=32", "train.steps=1", "train.label_texts=true"]
+    _train(store, tmp_path / "run", keys)
+    taken = sum(path.stat().st_size for path in (tmp_path / "run" / "embeddings").rglob("*.bf16"))
+    plan = plan_store(store, load_config(None, [*KEYS, *keys]), tmp_path / "other")
+    assert [row.bytes for row in plan.rows if row.name == "cached embeddings"] == [taken]
+
+
 def test_a_resumed_transformer_finds_its_cache(store: Path, bert: Path, tmp_path: Path) -> None:
     keys = [*_bert_keys(bert), "encoder.hidden=24", "train.epochs=2", "checkpoint.every_steps=3"]
     _train(store, tmp_path / "run", keys)
@@ -114,8 +123,8 @@ def test_a_resumed_transformer_finds_its_cache(store: Path, bert: Path, tmp_path
 def test_embeddings_that_the_disk_cannot_hold_are_refused_before_any_is_computed(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=60_000))
+    whole, full = shutil.disk_usage, shutil.disk_usage(tmp_path)._replace(free=60_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full if "cache" in Path(path).parts else whole(path))
     with pytest.raises(OSError, match="only 60,000 are free"):
         _train(store, tmp_path / "run", ["encoder.dim=32", f"encoder.cache={tmp_path / 'cache'}"])
     assert not list((tmp_path / "cache").rglob("*.bf16"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from elmo_stream.config import ClassifierConfig, load_config, parse_size
-from elmo_stream.errors import UserError
+from elmo_stream.errors import UserError, out_of_memory
 from elmo_stream.model.placement import DEVICE, MAPPED
 from elmo_stream.system import resident_bytes
 from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder, load_checkpoint
@@ -111,6 +111,12 @@ def test_a_plan_from_numbers_puts_what_has_no_room_on_the_disk(tmp_path: Path) -
     assert 0.98 < value["time"]["hidden_from_batch"] / (value["time"]["transfer"] * 1e12 / (6 * 64 * 3e7)) < 1.02
     assert_refused(run_cli("plan", "--labels", 10), "--instances")
     assert_refused(run_cli("plan", "--labels", 10, "--instances", 5, "--rate", "speed=3"), "disk_read")
+
+
+def test_a_gpu_whose_memory_ran_out_is_known_by_any_of_its_words() -> None:
+    for says in ("CUDA out of memory. Tried to allocate 2 MiB", "CUDA error: out of memory", "can't allocate memory"):
+        assert out_of_memory(RuntimeError(says))
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 @pytest.mark.parametrize(("text", "size"), [("8GiB", 2**33), ("1.5 MB", 1_500_000), ("77", 77), ("", None)])

@@ -107,7 +107,7 @@ def _guess(file: InputFile) -> tuple[str, str]:
     if format is None:
         raise UserError(
             f"{file.name}: the ending '{ending}' says no known format; expected one of {', '.join(_BY_ENDING)}, "
-            f"perhaps with {', '.join(PACKED_ENDINGS)}, or say --format {'|'.join(FORMATS)}."
+            f"perhaps with {', '.join(PACKED_ENDINGS)}; rename it, or say `shard --format {'|'.join(FORMATS)}`."
         )
     if format in ("jsonl", "tsv", "xc-text"):
         lines = [line for line in read_head(file).split(b"\n")[:50] if line.strip()]

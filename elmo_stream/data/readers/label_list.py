@@ -55,7 +55,7 @@ class _Strings:
 
 
 def build_label_list(file: InputFile, folder: Path, report: Callable[[str], None]) -> None:
-    """Read a list of labels into ``folder``; reports how many names had to be told apart.
+    """Read a list of labels into ``folder``; reports what had to be read or named otherwise.
 
     A name is the title, or the line; an empty one becomes ``#id``, and names that several labels share get
     `` #id`` behind them, since the labels of a store are known by their names.
@@ -114,12 +114,12 @@ def _save_offsets(path: Path, lengths: list[int]) -> None:
 def _entries(file: InputFile, report: Callable[[str], None]) -> Iterator[tuple[bytes, bytes]]:
     """(name, text) of each line, UTF-8."""
     json_lines, encoding = None, encoding_of(file)
-    if encoding != "utf-8":
-        report(f"{file.name}: {READ_AS_LATIN_1}")
     for offset, line in read_lines(file, 0, file.path.stat().st_size):
         try:
             if json_lines is None:
                 json_lines = line.lstrip().startswith(b"{")
+                if encoding != "utf-8" and not json_lines:
+                    report(f"{file.name}: {READ_AS_LATIN_1}")
             name, text = _json_entry(line) if json_lines else (strip_end(line).decode(encoding).strip(),) * 2
             if len(name.encode()) > MAX_LABEL_BYTES:
                 raise ValueError(f"the name is longer than {MAX_LABEL_BYTES} bytes; expected a name a line.")

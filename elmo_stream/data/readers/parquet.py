@@ -7,7 +7,6 @@ from typing import Any
 from elmo_stream.data.readers.instance import Fields, InputFile, Part, RawInstance, Source, make_instance
 from elmo_stream.data.readers.label_values import LabelReader, kind_of
 from elmo_stream.errors import UserError
-from elmo_stream.files import naming
 
 _BATCH_ROWS = 1024
 
@@ -59,10 +58,7 @@ def _open(file: InputFile) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file.path)
     except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk; damage has no number
-            with naming(file.path):
-                raise
-        raise UserError(f"{file.name}: not a whole Parquet file ({_short(error)}).") from error
+        raise _refusal(file, "not a whole Parquet file", error) from error
 
 
 def _check_columns(file: InputFile, table: Any, names: list[str], fields: Fields) -> None:
@@ -108,8 +104,12 @@ def _rows(file: InputFile, table: Any, part: Part, names: list[str]) -> Iterator
                 yield row + skip + place, {name: columns[name][place] for name in names}
             row += batch.num_rows
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file.name}: row {row} or one behind it cannot be read ({_short(error)}).") from error
+        raise _refusal(file, f"row {row} or one behind it cannot be read", error) from error
 
 
-def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+def _refusal(file: InputFile, what: str, error: Exception) -> Exception:
+    """Of the disk, which has a number, or of the file's bytes."""
+    if isinstance(error, OSError) and error.errno:
+        return OSError(error.errno, error.strerror, str(file.path))
+    short = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    return UserError(f"{file.name}: {what} ({short}).")
