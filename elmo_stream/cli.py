@@ -10,6 +10,7 @@ from elmo_stream.cli_common import (
     FILE,
     FOLDER,
     INPUT_FILE,
+    MAX_K,
     STORE,
     Verbs,
     as_lines,
@@ -190,7 +191,7 @@ def evaluate(
 @click.option(
     "--text-field", callback=parse_names, help="Fields of the input's text.  [default: text, or those of the format]"
 )
-@click.option("--top-k", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Labels per text.")
+@click.option("--top-k", type=click.IntRange(1, MAX_K), default=5, show_default=True, help="Labels per text.")
 @memory_option
 @common_options
 def predict(

@@ -17,6 +17,7 @@ from elmo_stream.errors import ElmoStreamError, UserError, out_of_memory
 
 EXIT_IO = 74
 PROGRESS_SECONDS = 2.0
+MAX_K = 8192  # candidates of a text that any GPU's shared memory sorts
 
 
 class _Folder(click.Path):
@@ -202,8 +203,8 @@ def parse_ks(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
         ks = tuple(sorted({int(part) for part in value.split(",")}))
     except ValueError:
         ks = ()
-    if not ks or ks[0] < 1 or ks[-1] > 10_000:
-        raise click.BadParameter("expected numbers from 1 to 10000 separated by commas, for example 1,3,5.")
+    if not ks or ks[0] < 1 or ks[-1] > MAX_K:
+        raise click.BadParameter(f"expected numbers from 1 to {MAX_K} separated by commas, for example 1,3,5.")
     return ks
 
 

@@ -28,7 +28,9 @@ class LockedError(ElmoStreamError):
     exit_code = 75
 
 
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has one kind for GPUs, and none for CPUs and a refused lock."""
-    says = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in says or "allocate memory" in says
+    """Whether an error says that memory ran out: torch has a kind for most of a GPU's, and none for the others."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)

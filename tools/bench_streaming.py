@@ -55,7 +55,7 @@ def measure(case: Case, rates: Roofline, device: torch.device, repeats: int) -> 
     if gpu:
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, case.cap / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, case.cap / total), device.index)
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory() as folder:
         classifier = ChunkedClassifier(

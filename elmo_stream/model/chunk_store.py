@@ -152,4 +152,5 @@ class ChunkStore:
         """Free the staging memory, end the threads, remove the files; a second call does nothing."""
         self._resident.clear()
         self._pinned.clear()
+        self._staging = None
         self._finalizer()

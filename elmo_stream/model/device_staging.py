@@ -5,7 +5,7 @@ Three streams (copy in, compute, copy out) meet in events only; the host waits f
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,8 @@ class PageLocked:
         self.memory = aligned_memory(size, torch.device("cpu"))
         code = int(torch.cuda.cudart().cudaHostRegister(self.memory.data_ptr(), size, 0))
         if code:
+            with suppress(RuntimeError):  # which the next launch would raise, whatever it is
+                torch.zeros(1, device="cuda")
             raise MemoryError(f"the system refuses to lock {size:,} bytes of host memory (CUDA error {code})")
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ would make, in a second or two and without the memory that it asks about.
 """
 
 import copy
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ HEAP_BYTES = 32 << 20
 """The C library takes larger tensors from the system one by one, and gives them back; smaller ones share a heap."""
 HEAP_GAPS = 0.6
 """What a heap holds beyond the tensors in it, whose sizes change from batch to batch (measured with glibc)."""
-_STATE_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 * (1 + 4 / 256)}
+# A weight's bytes in each tensor of state: both moments, and where they are 8-bit codes the scales of blocks of 256.
+_STATE_BYTES = {"fp32": (4.0, 4.0), "bf16": (2.0, 2.0), "8bit": (1.0, 4 / 256, 1.0, 4 / 256)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: tor
     return EncoderMemory(
         weights=weights,
         gradients=sum(map(_bytes, trained)),
-        optimizer=int(sum(p.numel() for p in trained) * _state_bytes(config)),
+        optimizer=sum(_state_bytes(parameter, config, device) for parameter in trained),
         activations=peak,
         gaps=int(HEAP_GAPS * small) if device.type == "cpu" else 0,
     )
@@ -68,10 +70,13 @@ def evaluation_bytes(encoder: Encoder, *, instances: int, length: int, device: t
     return _peak_of_step(encoder, instances, length, device, accumulate=False, training=False)[0]
 
 
-def _state_bytes(config: Config) -> float:
-    """Bytes of optimizer state a weight."""
-    compensation = 2 if config.encoder.format != "fp32" and config.encoder.rounding == "kahan" else 0
-    return _STATE_BYTES[config.optimizer.states] + compensation
+def _state_bytes(parameter: Tensor, config: Config, device: torch.device) -> int:
+    """Bytes of optimizer state; torch's page-locked memory, where it is offloaded, comes in powers of two."""
+    compensated = config.encoder.format != "fp32" and config.encoder.rounding == "kahan"
+    each = (*_STATE_BYTES[config.optimizer.states], *((2.0,) if compensated else ()))
+    sizes = [math.ceil(parameter.numel() * bytes_) for bytes_ in each]
+    locked = config.optimizer.offload and device.type == "cuda"
+    return sum(1 << (size - 1).bit_length() for size in sizes) if locked else sum(sizes)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -3,6 +3,7 @@
 A new part of the memory is a row in one of the functions ``_..._rows``.
 """
 
+import gc
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -131,6 +132,8 @@ def _budgets(config: Config, device: torch.device) -> dict[str, int]:
     free = resident_bytes() + int(FREE_SHARE * free_memory_bytes())
     if device.type == "cpu":
         return {DEVICE: min([size for size in given if size] or [free])}
+    gc.collect()
+    torch.cuda.empty_cache()  # what an earlier model of this process held is free
     return {DEVICE: given[0] or int(FREE_SHARE * torch.cuda.mem_get_info(device)[0]), HOST: given[1] or free}
 
 

@@ -97,7 +97,7 @@ def measure_rates(
 
     Args:
         chunks: of the plan.
-        encoder: with its weights, or on the device "meta", where its time stays unknown.
+        encoder: with its weights, which go to ``device``; or on the device "meta", where its time stays unknown.
         text: usual tokens of an instance, and size of the vocabulary.
         scratch: an existing folder on the disk of the mapped chunks, None where there are none.
     """
@@ -117,7 +117,7 @@ def measure_rates(
     if next(encoder.parameters()).device.type != "meta":
         most = PROBE_TOKENS // text[0] if config.encoder.kind == "transformer" else config.train.batch
         batch = max(2, min(config.train.batch, most))
-        step = _encoder_step(config, encoder, *text)
+        step = _encoder_step(config, encoder.to(device), *text)
         fixed, each = _per_instance(step, batch)
         rates = replace(rates, encoder_fixed=max(fixed, 1e-6), encoder_instances=1 / max(each, 1e-9))
     if scratch is not None:

@@ -141,6 +141,8 @@ def _fit(run: Run, report: Report, *, on_oom: str | None, **parts: Any) -> int:
             table, chunk_labels = trainer.plan.table(), trainer.plan.chunks.largest_labels
         finally:
             trainer.close()
+        trainer.encoder.zero_grad(set_to_none=True)
+        trainer.encoder.to("cpu")  # the caller holds it, and the next try may begin with it
         del trainer
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

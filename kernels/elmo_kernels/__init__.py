@@ -2,7 +2,8 @@
 CPUs, Triton for GPUs.
 
 Shape legend: B instances in the batch, L labels in the chunk, D features, P positives, K top-k.
-Importing this package loads torch only; a backend's compiler is imported with its first operation.
+Importing this package loads torch only; a backend's compiler is imported with its first operation. Operations run on
+the device of their tensors, whichever is current: Triton would launch on the current one.
 """
 
 import torch
@@ -75,7 +76,8 @@ def fp8_operand(x_BD: Tensor) -> Fp8Operand:
     ties to even, and nothing below 28,672 saturates. NaN stays NaN.
     """
     require_tensor("x_BD", x_BD, _operand_type("fp8", x_BD.device), tuple(x_BD.shape))
-    return backend(x_BD.device).fp8_operand(x_BD)
+    with torch.cuda.device_of(x_BD):
+        return backend(x_BD.device).fp8_operand(x_BD)
 
 
 def logit_grad(
@@ -112,7 +114,8 @@ def logit_grad(
     require_tensor("x_BD", x_BD, _operand_type(w.fmt, w.data_LD.device), (x_BD.shape[0], w.data_LD.shape[1]))
     if isinstance(x, Fp8Operand) and w.fmt != "fp8":
         raise ValueError(f"embeddings in FP8 and weights in {w.fmt}; give embeddings from operand().")
-    return backend(w.data_LD.device).logit_grad(w, x, positives, loss=loss, prior=prior, want_loss=want_loss)
+    with torch.cuda.device_of(x_BD):
+        return backend(w.data_LD.device).logit_grad(w, x, positives, loss=loss, prior=prior, want_loss=want_loss)
 
 
 def step_scalars(
@@ -178,7 +181,8 @@ def update_with_(
     require_tensor("dx_BD", dx_BD, torch.float32, (batch, dim))
     require_tensor("scalars", scalars, torch.int64, (3,))
     require_tensor("flags", flags, torch.int64, (2,))
-    backend(w.data_LD.device).update_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags)
+    with torch.cuda.device_of(x_BD):
+        backend(w.data_LD.device).update_(w, g_LB, x_BD, dx_BD, scalars=scalars, rounding=rounding, flags=flags)
 
 
 def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor) -> None:
@@ -196,7 +200,8 @@ def topk_merge_(scores_BK: Tensor, ids_BK: Tensor, w: ChunkWeights, x_BD: Tensor
     require_tensor("x_BD", x_BD, _operand_type(w.fmt, w.data_LD.device), (x_BD.shape[0], w.data_LD.shape[1]))
     require_tensor("scores_BK", scores_BK, torch.float32, (x_BD.shape[0], scores_BK.shape[1]))
     require_tensor("ids_BK", ids_BK, torch.int64, tuple(scores_BK.shape))
-    backend(w.data_LD.device).topk_merge_(scores_BK, ids_BK, w, x_BD)
+    with torch.cuda.device_of(x_BD):
+        backend(w.data_LD.device).topk_merge_(scores_BK, ids_BK, w, x_BD)
 
 
 def step_bytes(fmt: str, labels: int, dim: int, batch: int, device: torch.device) -> tuple[int, int]:

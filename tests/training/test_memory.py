@@ -114,7 +114,8 @@ def test_a_plan_from_numbers_puts_what_has_no_room_on_the_disk(tmp_path: Path) -
 
 
 def test_a_gpu_whose_memory_ran_out_is_known_by_any_of_its_words() -> None:
-    for says in ("CUDA out of memory. Tried to allocate 2 MiB", "CUDA error: out of memory", "can't allocate memory"):
+    words = ("CUDA out of memory. Tried to allocate 2 MiB", "CUDA error: out of memory", "can't allocate memory")
+    for says in (*words, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"):
         assert out_of_memory(RuntimeError(says))
     assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
