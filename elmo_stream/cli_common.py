@@ -17,7 +17,7 @@ from elmo_stream.errors import ElmoStreamError, UserError, out_of_memory
 
 EXIT_IO = 74
 PROGRESS_SECONDS = 2.0
-MAX_K = 8192  # candidates of a text that any GPU's shared memory sorts
+MAX_K = 4096  # any GPU's shared memory sorts twice as many candidates, which leaves room for the pairs of a filter
 
 
 class _Folder(click.Path):

@@ -118,7 +118,7 @@ def lay_out(name: str, given: Path, out: Path) -> list[str]:
                 with found[stored].open() as source, open(out / stored, "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
         absent = [
-            f"{file}: not there; leave it out of the recipe's command"
+            f"{file}: not there; where the recipe's command names it, leave it out"
             for file in data.optional
             if _stored_name(file, found) is None
         ]

@@ -8,7 +8,8 @@ from elmo_stream.data.readers import FORMATS
 from elmo_stream.data.readers.detect import list_of_labels_beside, open_source, read_head
 from elmo_stream.data.readers.instance import Fields, InputFile, Source
 from elmo_stream.data.readers.label_values import guess_separator
-from elmo_stream.data.readers.unpack import packing_of
+from elmo_stream.data.readers.sparse import parse_header
+from elmo_stream.data.readers.unpack import NPZ, packing_of
 from elmo_stream.errors import UserError
 
 AUTO = "auto"
@@ -157,11 +158,15 @@ def _label_list(source: Source, options: InputOptions, report: Callable[[str], N
             raise UserError(f"--labels: the labels of {source.format} files are names already; leave the option out.")
         return _side_file(options.labels, "--labels")
     found = list_of_labels_beside(source.main.name, source.format)
-    # Files like train_labels.txt hold names, which a list of names does not concern.
-    if found is None or (source.labels is not None and source.labels.name.name.split(".")[0].endswith("labels")):
+    if found is None or (source.labels is not None and _holds_names(source.labels)):
         return None
     report(f"{found}: names of the labels, since it stands beside the data (--labels names another file)")
     return _side_file(found, "--labels")
+
+
+def _holds_names(labels: InputFile) -> bool:
+    """Whether a file of labels has names on its lines, as train_labels.txt, which no list of names concerns."""
+    return labels.packing != NPZ and parse_header(read_head(labels).partition(b"\n")[0]) is None
 
 
 def _side_file(path: Path | None, option: str) -> InputFile | None:

@@ -124,7 +124,8 @@ class ChunkedClassifier:
             self._scalars[1].mul_(valid)  # a learning rate of 0 changes no weight
         operand_BD = elmo_kernels.operand(x_BD, self._config.format)
         if self._graphs is not None and not want_loss:
-            return self._graphs.step(self._step_, operand_BD, positives), None
+            with torch.cuda.device_of(operand_BD):  # whose launches a graph records
+                return self._graphs.step(self._step_, operand_BD, positives), None
         dx_BD = torch.zeros_like(x_BD)
         return dx_BD, self._step_(operand_BD, dx_BD, positives, want_loss=want_loss)
 

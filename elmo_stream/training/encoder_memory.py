@@ -33,14 +33,16 @@ _STATE_BYTES = {"fp32": (4.0, 4.0), "bf16": (2.0, 2.0), "8bit": (1.0, 4 / 256, 1
 class EncoderMemory:
     """Bytes of the encoder's weights, gradients, optimizer state, and of what a step takes beside them at its peak.
 
-    ``activations`` is the peak of everything that the forward and backward pass allocate and free again: stored
-    activations, temporary tensors, and a gradient that is summed up beside its sum. ``gaps`` is what a CPU's heap takes
-    beyond that.
+    ``optimizer_held`` is what the optimizer's state takes where it lives: torch's page-locked memory, for a state that
+    is offloaded from a GPU, comes in powers of two. ``activations`` is the peak of everything that the forward and
+    backward pass allocate and free again: stored activations, temporary tensors, and a gradient that is summed up
+    beside its sum. ``gaps`` is what a CPU's heap takes beyond that.
     """
 
     weights: int
     gradients: int
     optimizer: int
+    optimizer_held: int
     activations: int
     gaps: int
 
@@ -54,12 +56,15 @@ def encoder_memory(encoder: Encoder, config: Config, *, length: int, device: tor
     trained = [p for p in encoder.parameters() if p.requires_grad]
     weights = sum(map(_bytes, (*encoder.parameters(), *encoder.buffers())))
     instances = min(config.train.micro_batch or config.train.batch, config.train.batch)
+    states = [size for parameter in trained for size in _state_sizes(parameter, config)]
+    locked = config.optimizer.offload and device.type == "cuda"
     again = 0 < config.train.micro_batch < config.train.batch
     peak, small = _peak_of_step(encoder, instances, length, device, accumulate=again, frozen=config.encoder.frozen)
     return EncoderMemory(
         weights=weights,
         gradients=sum(map(_bytes, trained)),
-        optimizer=sum(_state_bytes(parameter, config, device) for parameter in trained),
+        optimizer=sum(states),
+        optimizer_held=sum(1 << (size - 1).bit_length() for size in states) if locked else sum(states),
         activations=peak,
         gaps=int(HEAP_GAPS * small) if device.type == "cpu" else 0,
     )
@@ -70,13 +75,11 @@ def evaluation_bytes(encoder: Encoder, *, instances: int, length: int, device: t
     return _peak_of_step(encoder, instances, length, device, accumulate=False, training=False)[0]
 
 
-def _state_bytes(parameter: Tensor, config: Config, device: torch.device) -> int:
-    """Bytes of optimizer state; torch's page-locked memory, where it is offloaded, comes in powers of two."""
+def _state_sizes(parameter: Tensor, config: Config) -> list[int]:
+    """Bytes of each tensor of a parameter's optimizer state."""
     compensated = config.encoder.format != "fp32" and config.encoder.rounding == "kahan"
     each = (*_STATE_BYTES[config.optimizer.states], *((2.0,) if compensated else ()))
-    sizes = [math.ceil(parameter.numel() * bytes_) for bytes_ in each]
-    locked = config.optimizer.offload and device.type == "cuda"
-    return sum(1 << (size - 1).bit_length() for size in sizes) if locked else sum(sizes)
+    return [math.ceil(parameter.numel() * size) for size in each]
 
 
 def _bytes(tensor: Tensor) -> int:

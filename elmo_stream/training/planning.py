@@ -215,7 +215,7 @@ def _encoder_rows(
     keys = "train.batch, train.micro_batch, encoder.checkpointing"
     states = _host(device) if config.optimizer.offload else DEVICE
     keys_of_states = "optimizer.states, optimizer.offload, encoder.frozen"
-    yield Row("encoder optimizer state", states, ALWAYS, memory.optimizer, keys_of_states)
+    yield Row("encoder optimizer state", states, ALWAYS, memory.optimizer_held, keys_of_states)
     for phase in (CLASSIFIER, BACKWARD):
         yield Row("encoder activations", DEVICE, phase, memory.activations, keys)
     yield Row("gaps between activations in the heap", DEVICE, ALWAYS, memory.gaps, keys)

@@ -19,7 +19,7 @@ import torch
 from elmo_kernels import BLOCK_LABELS, ChunkWeights, Positives
 
 from elmo_stream.config import Config, parse_size
-from elmo_stream.errors import UserError
+from elmo_stream.errors import UserError, out_of_memory
 from elmo_stream.model.chunk_layout import aligned_memory
 from elmo_stream.model.classifier import ChunkedClassifier
 from elmo_stream.model.encoder import Encoder
@@ -97,7 +97,8 @@ def measure_rates(
 
     Args:
         chunks: of the plan.
-        encoder: with its weights, which go to ``device``; or on the device "meta", where its time stays unknown.
+        encoder: with its weights, which go to ``device``; or on the device "meta", where its time stays unknown,
+            as that of one that finds no room.
         text: usual tokens of an instance, and size of the vocabulary.
         scratch: an existing folder on the disk of the mapped chunks, None where there are none.
     """
@@ -117,9 +118,13 @@ def measure_rates(
     if next(encoder.parameters()).device.type != "meta":
         most = PROBE_TOKENS // text[0] if config.encoder.kind == "transformer" else config.train.batch
         batch = max(2, min(config.train.batch, most))
-        step = _encoder_step(config, encoder.to(device), *text)
-        fixed, each = _per_instance(step, batch)
-        rates = replace(rates, encoder_fixed=max(fixed, 1e-6), encoder_instances=1 / max(each, 1e-9))
+        try:
+            fixed, each = _per_instance(_encoder_step(config, encoder.to(device), *text), batch)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):  # which a plan for another GPU does not mind
+                raise
+        else:
+            rates = replace(rates, encoder_fixed=max(fixed, 1e-6), encoder_instances=1 / max(each, 1e-9))
     if scratch is not None:
         read, write = _disk_rates(scratch)
         rates = replace(rates, disk_read=read, disk_write=write)

@@ -142,7 +142,8 @@ def _fit(run: Run, report: Report, *, on_oom: str | None, **parts: Any) -> int:
         finally:
             trainer.close()
         trainer.encoder.zero_grad(set_to_none=True)
-        trainer.encoder.to("cpu")  # the caller holds it, and the next try may begin with it
+        # The caller holds it; the next try begins with it where there is no checkpoint to begin with.
+        trainer.encoder.to("cpu" if diverged is None and not run.published else "meta")
         del trainer
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

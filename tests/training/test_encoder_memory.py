@@ -128,5 +128,6 @@ def test_the_optimizers_bytes_are_those_that_it_takes(wide_bert: Path, keys: lis
     optimizer.step()
     taken = sum(t.numel() * t.element_size() for t in optimizer_tensors(optimizer)[0].values())
     told = encoder_memory(encoder, config, length=8, device=CPU)
+    assert told.optimizer_held == told.optimizer
     assert taken == pytest.approx(told.optimizer, rel=0.02)
     assert told.weights == sum(t.numel() * t.element_size() for t in (*encoder.parameters(), *encoder.buffers()))

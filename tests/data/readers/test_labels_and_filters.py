@@ -155,6 +155,15 @@ def test_the_separator_of_labels_is_seen_in_a_file_of_one_row_without_line_end(t
     assert sorted(LabelNames(tmp_path / "s" / "labels")[[0, 1]]) == ["a", "b"]
 
 
+@pytest.mark.parametrize(("content", "expected"), [("2 2\n0:1\n1:1\n", ["one", "two"]), ("a\nb\n", ["a", "b"])])
+def test_a_list_of_names_is_for_labels_that_are_ids_however_their_file_is_named(tmp_path, content, expected):
+    (tmp_path / "X.txt").write_text("a\nb\n")
+    (tmp_path / "labels.txt").write_text(content)
+    (tmp_path / "Y.txt").write_text("one\ntwo\n")
+    convert([tmp_path / "X.txt"], tmp_path / "s", tokenizer="train:64", workers=1)
+    assert sorted(LabelNames(tmp_path / "s" / "labels")[[0, 1]]) == expected
+
+
 def test_names_of_labels_in_latin_1_are_read_and_the_user_is_told(tmp_path):
     notes: list[str] = []
     (tmp_path / "trn_X.txt").write_text("a\nb\n")
