@@ -15,6 +15,7 @@ from elmo_stream.cli_common import (
     say,
     show,
 )
+from elmo_stream.data.index import BACKENDS, MAX_LENGTH, MAX_ROWS_PER_SHARD
 from elmo_stream.errors import UserError
 
 FORMAT_NAMES = ("jsonl", "csv", "tsv", "parquet", "xc-json", "xc-text", "xc-bow", "npz", "annif")
@@ -67,18 +68,22 @@ FORMAT_NAMES = ("jsonl", "csv", "tsv", "parquet", "xc-json", "xc-text", "xc-bow"
 )
 @click.option(
     "--max-length",
-    type=click.IntRange(1, 1 << 16),
+    type=click.IntRange(1, MAX_LENGTH),
     help="Tokens kept of a text, or features.  [default: 128 tokens, or all features]",
 )
 @click.option(
     "--store",
-    type=click.Choice(["zarr", "webdataset"]),
+    type=click.Choice(BACKENDS),
     default="zarr",
     show_default=True,
     help="How shards are kept: zarr (compressed), or webdataset (plain tars of blocks of rows).",
 )
 @click.option(
-    "--rows-per-shard", type=click.IntRange(1, 1 << 24), default=65536, show_default=True, help="Instances of a shard."
+    "--rows-per-shard",
+    type=click.IntRange(1, MAX_ROWS_PER_SHARD),
+    default=65536,
+    show_default=True,
+    help="Instances of a shard.",
 )
 @click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one a CPU]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the shuffle.")

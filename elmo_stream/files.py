@@ -97,7 +97,7 @@ def new_file(final: Path) -> Iterator[BinaryIO]:
 
 
 def write_json_durably(path: Path, value: Any) -> None:
-    """Write readable, key-ordered JSON durably."""
+    """Write readable JSON durably."""
     write_bytes_durably(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="surrogatepass"))
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WINDOWS = sys.platform == "win32"
@@ -82,7 +82,13 @@ def return_free_memory() -> None:
 
 
 def peak_resident_bytes() -> int:
-    """Peak resident memory of this process; 0 where the system does not tell."""
+    """Peak resident memory of this process; 0 where the system does not tell.
+
+    What ``getrusage`` tells is on Linux inherited from the process that started this one.
+    """
+    with suppress(OSError):
+        if found := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
     if sys.platform == "win32":
         return 0
     import resource

@@ -16,7 +16,7 @@ import numpy as np
 from elmo_stream.data.label_build import build_labels
 from elmo_stream.data.label_runs import LabelCounter, Run
 from elmo_stream.data.labels import LabelMap
-from tools.synthetic import memory
+from elmo_stream.system import peak_resident_bytes
 
 LOOKED_UP = 100_000
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--labels", type=int, default=10_000_000)
     labels: int = parser.parse_args().labels
-    before = memory("VmHWM")
+    before = peak_resident_bytes()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="bench-labels-") as name:
         folder = Path(name)
@@ -43,9 +43,9 @@ def main() -> None:
         chosen = np.random.default_rng(0).choice(labels, min(LOOKED_UP, labels), replace=False)
         ids = LabelMap(folder / "lookup").lookup([f"the name of label {number}" for number in chosen.tolist()])
         assert count == labels and len(np.unique(ids)) == len(chosen) and ids.min() >= 0
-    extra = memory("VmHWM") - before
-    each = extra * 2**20 / labels
-    print(f"{labels:,} labels in {len(runs)} runs: {built:,.0f} s, {extra:,} MiB, {each:.1f} bytes a label")
+    extra = peak_resident_bytes() - before
+    each = extra / labels
+    print(f"{labels:,} labels in {len(runs)} runs: {built:,.0f} s, {extra >> 20:,} MiB, {each:.1f} bytes a label")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from elmo_stream.data.batch import Batch, make_batch
 from elmo_stream.data.index import BACKENDS, StoreIndex
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.data.store import Shard, offsets_of, open_store
-from elmo_stream.system import available_cpus
-from tools.synthetic import memory, synthetic_store
+from elmo_stream.system import available_cpus, peak_resident_bytes, resident_bytes
+from tools.synthetic import synthetic_store
 
 BLOCK_LABELS = 1024
 CHUNK_ROWS = 1024
@@ -133,14 +133,14 @@ def measure(way: str, setting: Setting, documents: int | None) -> dict[str, Any]
     while (seen < documents) if documents else (time.perf_counter() - started < SECONDS):
         seen += len(next(batches).instance_B)
         if documents and seen * 10 // documents > len(resident):
-            resident.append(memory("VmRSS"))
+            resident.append(resident_bytes() >> 20)
     seconds = time.perf_counter() - started
     return {
         "way": way,
         "documents": seen,
         "batches_per_second": seen / setting.batch / seconds,
         "documents_per_second": seen / seconds,
-        "peak_rss_mib": memory("VmHWM"),
+        "peak_rss_mib": peak_resident_bytes() >> 20,
         "rss_mib_by_tenth": resident,
     }
 

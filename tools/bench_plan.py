@@ -12,7 +12,6 @@ are compared, and the largest peak.
 import argparse
 import itertools
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from elmo_stream.system import peak_resident_bytes
 
 STORE = Path(__file__).with_name("synthetic_store.py")
 TOKENS, INSTANCES, TINY_BERT = 32, 40_000, "bert"
@@ -67,7 +68,7 @@ def child(mode: str, store: Path, run: Path, keys: list[str]) -> dict[str, Any]:
     trainer.train(store, run, config, report=lambda line: print(line, file=sys.stderr))
     gaps = sorted(b - a for a, b in itertools.pairwise(times[1:]))
     return {
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak_resident_bytes(),
         "step": gaps[len(gaps) // 2],
         "plan": plans[0].as_dict(),
     }

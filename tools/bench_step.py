@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import elmo_kernels as ek
 import torch
@@ -73,19 +72,7 @@ def serve(name: str, shape: Shape) -> None:
     step = make_step(name, shape)
     for _ in sys.stdin:
         print(clocked_ms(step), flush=True)
-    print(own_peak_bytes())
-
-
-def own_peak_bytes() -> int:
-    """High-water mark of this process's memory.
-
-    On Linux it is read from /proc: what ``getrusage`` tells is inherited from the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_resident_bytes()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    print(peak_resident_bytes())
 
 
 class Contender:

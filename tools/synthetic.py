@@ -65,12 +65,6 @@ def synthetic_store(
     ).save(folder)
 
 
-def memory(field: str) -> int:
-    """MiB that this process holds (``VmRSS``), or has held at most since it began its program (``VmHWM``)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith(f"{field}:")) // 1024
-
-
 def synthetic_lines(documents: int, labels: int, seed: int) -> Iterator[bytes]:
     """Lines of JSONL: 20 to 38 words, some 39 tokens; 1 to 5 labels. All seeds share their words, as a corpus does."""
     language, chance = np.random.default_rng(0), np.random.default_rng([1, seed])

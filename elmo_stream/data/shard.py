@@ -23,7 +23,7 @@ from elmo_stream.data.build_folder import (
     remove_scratch,
 )
 from elmo_stream.data.conversion import Conversion, Progress, names_folder
-from elmo_stream.data.index import BACKENDS, BOW, INDEX_NAME, Propensity, StoreIndex
+from elmo_stream.data.index import BACKENDS, BOW, INDEX_NAME, MAX_LENGTH, MAX_ROWS_PER_SHARD, Propensity, StoreIndex
 from elmo_stream.data.inputs import AUTO, InputOptions, Inputs, gather
 from elmo_stream.data.tokenize import wants_training
 from elmo_stream.data.workers import Workers
@@ -33,7 +33,10 @@ from elmo_stream.system import available_cpus
 
 _PART_BYTES = (2 << 20, 32 << 20)
 _PARTS = 64
-_DEFAULTS = {False: ("train:16000", 128), True: (BOW, 1 << 16)}  # tokenizer and most tokens, of texts and of features
+_DEFAULTS = {
+    False: ("train:16000", 128),
+    True: (BOW, MAX_LENGTH),
+}  # tokenizer and most tokens, of texts and of features
 
 
 def convert(
@@ -165,14 +168,14 @@ def convert(
 
 
 def _check_numbers(max_length: int | None, rows_per_shard: int, seed: int, workers: int | None) -> None:
-    for key, value, least in (
-        ("--max-length", max_length, 1),
-        ("--rows-per-shard", rows_per_shard, 1),
-        ("--seed", seed, 0),
-        ("--workers", workers, 1),
+    for key, value, least, most in (
+        ("--max-length", max_length, 1, MAX_LENGTH),
+        ("--rows-per-shard", rows_per_shard, 1, MAX_ROWS_PER_SHARD),
+        ("--seed", seed, 0, 2**63 - 1),
+        ("--workers", workers, 1, 1024),
     ):
-        if value is not None and value < least:
-            raise UserError(f"{key} {value}: expected at least {least}.")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{key} {value}: expected {least} to {most}.")
 
 
 def _check_options(options: Options, inputs: Inputs) -> None:

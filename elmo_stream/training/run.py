@@ -12,7 +12,7 @@ import torch
 
 from elmo_stream.config import Config, EncoderConfig, load_config, with_memory
 from elmo_stream.data.bow import MAX_FEATURES, is_bow
-from elmo_stream.data.index import Files, StoreIndex, TokenizerEntry, decode
+from elmo_stream.data.index import MAX_LENGTH, Files, StoreIndex, TokenizerEntry, decode
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import (
     check_files,
@@ -30,7 +30,6 @@ from elmo_stream.system import available_cpus
 from elmo_stream.training.checkpoint import Checkpoint
 
 FORMAT, VERSION = "elmo-stream-run", 1
-MAX_LENGTH = 1 << 16
 MAX_VALIDATION = 10_000
 _FOLDERS = ("labels", "tokenizer", "encoder", "checkpoints")
 _MARKER = ".creating"

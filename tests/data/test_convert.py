@@ -172,6 +172,7 @@ def test_names_of_files_need_not_be_utf_8(tmp_path):
         ({"tokenizer": "train:many"}, "train:N"),
         ({"tokenizer": "no such folder"}, "no such folder"),
         ({"max_length": 0}, "--max-length 0"),
+        ({"max_length": 100_000}, "--max-length 100000"),
         ({"rows_per_shard": 0}, "--rows-per-shard 0"),
         ({"workers": 0}, "--workers 0"),
         ({"seed": -1}, "--seed -1"),
