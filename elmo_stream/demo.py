@@ -17,7 +17,7 @@ from elmo_stream.demo_baselines import baseline_precisions
 from elmo_stream.demo_corpus import build_corpus
 from elmo_stream.errors import ElmoStreamError, UserError
 from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
-from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
+from elmo_stream.training.checkpoint import checkpoint_folder, checkpoint_steps
 from elmo_stream.training.runlog import Report, clock
 
 QUERIES = (
@@ -152,7 +152,7 @@ def _last_step(run: Path) -> int:
 
 def _final_files(run: Path) -> dict[str, str]:
     """Checksums of the weights and of the optimizer's state in the last checkpoint."""
-    newest = checkpoints_folder(run) / f"step-{checkpoint_steps(run)[-1]:08d}"
+    newest = checkpoint_folder(run, checkpoint_steps(run)[-1])
     files = read_json(newest / "manifest.json")["files"]
     return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
 

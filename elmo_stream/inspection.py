@@ -8,7 +8,7 @@ from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.remote import shards_of
 from elmo_stream.errors import UserError
 from elmo_stream.files import read_json, walk
-from elmo_stream.training.checkpoint import Checkpoint, checkpoint_steps, checkpoints_folder, verify_checkpoint
+from elmo_stream.training.checkpoint import Checkpoint, checkpoint_folder, checkpoint_steps, verify_checkpoint
 from elmo_stream.training.run import open_run
 
 
@@ -97,7 +97,7 @@ def verify(path: Path) -> dict[str, Any]:
     open_run(path)
     steps = checkpoint_steps(path)
     for step in steps:
-        verify_checkpoint(checkpoints_folder(path) / f"step-{step:08d}")
+        verify_checkpoint(checkpoint_folder(path, step))
     for part in sorted(folder for folder, files in walk(path / "embeddings") if folder / "index.json" in files):
         verify_part(part)
     return {"kind": kind, "checkpoints": len(steps)}

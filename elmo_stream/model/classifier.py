@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import elmo_kernels
 import torch
 from elmo_kernels import LOSSES, ChunkWeights
+from elmo_kernels.types import DIM_MULTIPLE
 from torch import Tensor
 
 from elmo_stream.config import ClassifierConfig
@@ -59,8 +60,8 @@ class ChunkedClassifier:
         scratch: Path | None = None,
         weights: RowReader | None = None,
     ) -> None:
-        if dim % 16:
-            raise UserError(f"The embedding has {dim} features; the classifier needs a multiple of 16.")
+        if dim % DIM_MULTIPLE:
+            raise UserError(f"The embedding has {dim} features; the classifier needs a multiple of {DIM_MULTIPLE}.")
         self.num_labels, self.dim = num_labels, dim
         self.plan = plan or plan_chunks(num_labels, dim, config, device=device)
         self._config, self._seed = config, seed

@@ -41,6 +41,11 @@ def checkpoints_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return checkpoints_folder(run) / f"step-{step:08d}"
+
+
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps of the checkpoints of a run, oldest first; unfinished ones are not among them."""
     folder = checkpoints_folder(run)
@@ -61,7 +66,7 @@ def save_checkpoint(
 
     A whole checkpoint of this step that is already there is left as it is; a damaged one is replaced.
     """
-    final = checkpoints_folder(run) / f"step-{step:08d}"
+    final = checkpoint_folder(run, step)
     if final.exists():
         try:
             verify_checkpoint(final)
@@ -106,10 +111,9 @@ def _remove(checkpoint: Path) -> None:
 
 def prune_checkpoints(run: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints, and what killed writers left behind."""
-    folder = checkpoints_folder(run)
     for step in checkpoint_steps(run)[:-keep]:
-        _remove(folder / f"step-{step:08d}")
-    for leftover in temporaries(folder):
+        _remove(checkpoint_folder(run, step))
+    for leftover in temporaries(checkpoints_folder(run)):
         remove(leftover)
 
 
@@ -238,11 +242,11 @@ def load_checkpoint(
     if step is not None:
         if step not in steps:
             raise UserError(f"{run}: has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}.")
-        return Checkpoint(checkpoints_folder(run) / f"step-{step:08d}")
+        return Checkpoint(checkpoint_folder(run, step))
     damage = None
     for candidate in reversed(steps):
         try:
-            return Checkpoint(checkpoints_folder(run) / f"step-{candidate:08d}")
+            return Checkpoint(checkpoint_folder(run, candidate))
         except CorruptError as error:
             if strict:
                 raise

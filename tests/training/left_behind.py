@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
+from elmo_stream.training.checkpoint import checkpoint_folder, checkpoint_steps
 
 
 def tensor_files(run: Path, step: int) -> dict[str, str]:
     """SHA-256 of the files of tensors in a checkpoint, by name."""
-    manifest = json.loads((checkpoints_folder(run) / f"step-{step:08d}" / "manifest.json").read_text())
+    manifest = json.loads((checkpoint_folder(run, step) / "manifest.json").read_text())
     return {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")}
 
 
@@ -18,7 +18,7 @@ def forget_after(run: Path, step: int) -> None:
     """Leave the run as a kill after the checkpoint of ``step`` would have left it."""
     for later in checkpoint_steps(run):
         if later > step:
-            shutil.rmtree(checkpoints_folder(run) / f"step-{later:08d}")
+            shutil.rmtree(checkpoint_folder(run, later))
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

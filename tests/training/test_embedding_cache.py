@@ -15,7 +15,7 @@ from elmo_stream.data.rows import SplitRows
 from elmo_stream.data.store import open_store
 from elmo_stream.errors import CorruptError
 from elmo_stream.model.encoder import Encoder
-from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder, load_checkpoint
+from elmo_stream.training.checkpoint import checkpoint_folder, checkpoint_steps, load_checkpoint
 from elmo_stream.training.evaluate import evaluate, evaluate_model
 from elmo_stream.training.metrics import RankingMetrics
 from elmo_stream.training.models import trained_model
@@ -76,7 +76,7 @@ def test_a_stopped_run_resumes_with_the_same_bits_with_and_without_its_cache(
         run = tmp_path / name
         shutil.copytree(tmp_path / "whole", run)
         for step in range(4, whole.step + 1):
-            shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+            shutil.rmtree(checkpoint_folder(run, step))
         if not has_cache:
             shutil.rmtree(run / "embeddings")
         heard: list[str] = []
@@ -114,7 +114,7 @@ def test_the_plan_says_what_the_cache_takes(store: Path, tmp_path: Path) -> None
 def test_a_resumed_transformer_finds_its_cache(store: Path, bert: Path, tmp_path: Path) -> None:
     keys = [*_bert_keys(bert), "encoder.hidden=24", "train.epochs=2", "checkpoint.every_steps=3"]
     _train(store, tmp_path / "run", keys)
-    shutil.rmtree(checkpoints_folder(tmp_path / "run") / f"step-{checkpoint_steps(tmp_path / 'run')[-1]:08d}")
+    shutil.rmtree(checkpoint_folder(tmp_path / "run", checkpoint_steps(tmp_path / "run")[-1]))
     heard: list[str] = []
     assert resume(tmp_path / "run", report=heard.append) == 0
     assert not any("embedding train" in line for line in heard)

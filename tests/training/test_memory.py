@@ -14,7 +14,7 @@ from elmo_stream.config import ClassifierConfig, load_config, parse_size
 from elmo_stream.errors import UserError, out_of_memory
 from elmo_stream.model.placement import DEVICE, MAPPED
 from elmo_stream.system import peak_resident_bytes, resident_bytes
-from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder, load_checkpoint
+from elmo_stream.training.checkpoint import checkpoint_folder, checkpoint_steps, load_checkpoint
 from elmo_stream.training.evaluate import evaluate
 from elmo_stream.training.plan import ALWAYS, DISK, Plan
 from elmo_stream.training.preview import plan_sizes, plan_store
@@ -73,7 +73,7 @@ def test_a_run_from_disk_writes_the_bytes_of_a_resident_one_and_may_change_at_a_
     assert _weights(run) == _weights(resident)
     assert found == evaluate(resident, report=_quiet)
     assert list((run / "scratch").iterdir()) == []
-    shutil.rmtree(checkpoints_folder(run) / f"step-{checkpoint_steps(run)[-1]:08d}")
+    shutil.rmtree(checkpoint_folder(run, checkpoint_steps(run)[-1]))
     assert resume(run, memory=["memory.device=1TiB"], report=lines.append) == 0
     assert _weights(run) == _weights(resident)
 

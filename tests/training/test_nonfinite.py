@@ -11,7 +11,7 @@ import torch
 from elmo_stream.config import OptimizerConfig, load_config
 from elmo_stream.data.loader import StreamLoader
 from elmo_stream.data.shard import convert
-from elmo_stream.training.checkpoint import checkpoint_steps, checkpoints_folder
+from elmo_stream.training.checkpoint import checkpoint_folder, checkpoint_steps
 from elmo_stream.training.finite import Diverged, FiniteWatch
 from elmo_stream.training.optim import build_optimizer, optimizer_tensors
 from elmo_stream.training.run import Run, open_run
@@ -67,7 +67,7 @@ def _train(store: Path, out: Path, *keys: str) -> list[str]:
 
 
 def _state(run: Path, step: int) -> dict:
-    return json.loads((checkpoints_folder(run) / f"step-{step:08d}" / "state.json").read_text())
+    return json.loads((checkpoint_folder(run, step) / "state.json").read_text())
 
 
 def test_by_default_training_stops_and_names_the_step(bow_store: Path, tmp_path: Path, absurd_step: int) -> None:
