@@ -55,6 +55,15 @@ def test_the_weights_decide_and_the_filter_of_the_store_is_used(trained):
     assert filtered < without - 0.3  # the labels of a third of the rows may not be ranked
 
 
+def test_models_of_features_are_used_in_the_memory_that_their_training_took(trained, tmp_path):
+    for verb in (
+        ("evaluate", trained / "run"),
+        ("predict", trained / "run", trained / "test.txt", "--out", tmp_path / "o.jsonl"),
+    ):
+        result = run_cli(*verb, "--set", "memory.device=3GiB")
+        assert result.exit_code == 0, result.output
+
+
 def test_a_file_of_features_is_tagged_with_or_without_its_labels(trained, tmp_path):
     lines = (trained / "test.txt").read_text().splitlines()
     rows = [line.partition(" ")[2] for line in lines[1:]]

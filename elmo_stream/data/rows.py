@@ -81,8 +81,11 @@ class LabelNameRows:
     def read_between(self, first: int, last: int) -> Shard:
         """The names at the places ``first`` to ``last`` of the order."""
         label_L = permute(np.arange(first, last), len(self), self._seed)
-        texts = self._names.texts(label_L) or self._names[label_L]
-        tokens, token_offsets, _ = self._tokenizer.encode_batch(texts)
+        names = self._names[label_L]
+        texts = self._names.texts(label_L) or names
+        tokens, token_offsets, _ = self._tokenizer.encode_batch(
+            [text or name for text, name in zip(texts, names, strict=True)]
+        )
         return Shard(tokens, token_offsets, label_L, np.arange(len(label_L) + 1))
 
     def instances(self, row: NDArray[np.int64]) -> NDArray[np.int64]:

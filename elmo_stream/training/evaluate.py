@@ -23,6 +23,7 @@ from elmo_stream.training.encoder_step import embed
 from elmo_stream.training.metrics import RankingMetrics, drop_filtered
 from elmo_stream.training.models import trained_model
 from elmo_stream.training.plan import EVALUATION_BATCH
+from elmo_stream.training.planning import DataSizes
 from elmo_stream.training.run import Run, device_of_run, open_run
 from elmo_stream.training.runlog import Report
 
@@ -112,7 +113,9 @@ def evaluate(
         )
     _check_store(opened, store, index)
     device = device_of_run()
-    at_step, encoder, classifier = trained_model(opened, step, device, report)
+    at_step, encoder, classifier = trained_model(
+        opened, step, device, report, DataSizes.of_store(index, opened.config, split)
+    )
     weights = inverse_propensity(opened)
     try:
         metrics = evaluate_model(

@@ -59,9 +59,16 @@ def require_space_for_checkpoint(run: Run, plan: Plan, tensors: Iterable[torch.T
 
 
 def trained_model(
-    run: Run, step: int | None, device: torch.device, report: Callable[[str], None]
+    run: Run,
+    step: int | None,
+    device: torch.device,
+    report: Callable[[str], None],
+    sizes: DataSizes | None = None,
 ) -> tuple[int, Encoder, ChunkedClassifier]:
     """(step, encoder, classifier) of a run's newest checkpoint, or that of ``step``, ready to predict.
+
+    Args:
+        sizes: of the data that a loader will read; without, there is no loader.
 
     Raises:
         UserError: there is no checkpoint yet, or none of that step; or the memory does not suffice.
@@ -72,10 +79,8 @@ def trained_model(
         raise UserError(f"{run.path}: has no checkpoint yet; finish training with `elmo-stream resume {run.path}`.")
     encoder = load_encoder(run, checkpoint, run.config.encoder)
     info = run.info
-    sizes = DataSizes.supposed(
-        info.labels, info.train_instances, vocab_size=info.vocab_size, max_length=info.max_length
-    )
-    plan = make_plan(sizes, run.config, encoder, device=device, scratch=scratch_folder(run), training=False)
+    alone = DataSizes.supposed(info.labels, 1, vocab_size=info.vocab_size, max_length=info.max_length)
+    plan = make_plan(sizes or alone, run.config, encoder, device=device, scratch=scratch_folder(run), training=False)
     require_room(plan, report)
     classifier = make_classifier(run, plan, checkpoint.rows, device)
     encoder.eval()

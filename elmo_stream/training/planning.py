@@ -49,19 +49,19 @@ class DataSizes:
     ordered: bool = True
 
     @classmethod
-    def of_store(cls, index: StoreIndex, config: Config) -> "DataSizes":
-        """Sizes of a store's training split."""
-        train = index.splits["train"]
+    def of_store(cls, index: StoreIndex, config: Config, split: str = "train") -> "DataSizes":
+        """Sizes of a store, whose ``split`` is read."""
+        rows = index.splits[split]
         return cls(
             labels=index.labels.count,
-            train_instances=train.instances,
+            train_instances=rows.instances,
             instances=instances_per_epoch(index, config),
             vocab_size=index.tokenizer.vocab_size,
             max_length=index.tokenizer.max_length,
-            mean_tokens=train.tokens / train.instances,
-            positives_per_instance=train.positives / train.instances,
-            shards=len(train.shards),
-            shard_rows=max(shard.rows for shard in train.shards),
+            mean_tokens=rows.tokens / rows.instances,
+            positives_per_instance=rows.positives / rows.instances,
+            shards=len(rows.shards),
+            shard_rows=max(shard.rows for shard in rows.shards),
             ordered=index.tokenizer.kind != BOW,
         )
 

@@ -38,7 +38,9 @@ def plan_sizes(labels: int, instances: int, config: Config, given: Sequence[str]
     Raises:
         UserError: the encoder is not to be had, or a bad rate.
     """
-    return _plan(DataSizes.supposed(labels, instances, vocab_size=SUPPOSED_VOCABULARY), config, None, None, given)
+    sizes = DataSizes.supposed(labels, instances, vocab_size=SUPPOSED_VOCABULARY)
+    sizes = replace(sizes, instances=instances + labels * config.train.label_texts)
+    return _plan(sizes, config, None, None, given)
 
 
 def _plan(sizes: DataSizes, config: Config, tokenizer: Path | None, out: Path | None, given: Sequence[str]) -> Plan:

@@ -154,9 +154,9 @@ def _fit(run: Run, report: Report, *, on_oom: str | None, **parts: Any) -> int:
         report(table)
         if on_oom != "shrink" or chunk_labels <= BLOCK_LABELS:
             raise UserError(
-                "out of memory, in spite of the plan above, or another process took the memory. The checkpoints are "
-                f"whole: go on with `elmo-stream resume {run.path} --on-oom shrink`, or with --set memory.device=... "
-                "below what is free. The keys beside the largest rows lower it, in a new run (train --init-from)."
+                "out of memory, in spite of the plan above, or another process took the memory. Go on with "
+                f"`elmo-stream {f'resume {run.path}' if run.published else 'train'} --on-oom shrink`, or with --set "
+                "memory.device=... below what is free. The keys beside the largest rows lower it, in a new run."
             )
         smaller = chunk_size(chunk_labels // 2)
         report(f"out of memory; going on from the last checkpoint with chunks of {smaller:,} labels.")

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from elmo_stream.config import Config
+from elmo_stream.data.bow import is_bow
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.label_match import ABSENT, match_labels
 from elmo_stream.data.labels import LabelNames
@@ -75,10 +76,10 @@ class WarmStart:
 def _check_same(run: Run, store: Path, index: StoreIndex, config: Config) -> None:
     theirs, mine = run.info, index.tokenizer
     if (theirs.tokenizer_fingerprint, theirs.max_length) != (mine.fingerprint, mine.max_length):
-        raise UserError(
-            f"{store}: was tokenized otherwise than the data of {run.path}; shard it with --tokenizer "
-            f"{run.path / 'tokenizer'} --max-length {theirs.max_length}."
-        )
+        how = f"shard it with --tokenizer {run.path / 'tokenizer'} --max-length {theirs.max_length}"
+        if is_bow(run.path / "tokenizer"):
+            how = f"it must have as many features, of which shard keeps --max-length {theirs.max_length}"
+        raise UserError(f"{store}: was tokenized otherwise than the data of {run.path}; {how}.")
     for table, keys in _SAME_KEYS:
         for key in keys:
             old, new = getattr(getattr(run.config, table), key), getattr(getattr(config, table), key)

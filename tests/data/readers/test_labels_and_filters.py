@@ -10,8 +10,10 @@ from elmo_stream.data.filters import load_filter
 from elmo_stream.data.index import StoreIndex
 from elmo_stream.data.labels import LabelNames
 from elmo_stream.data.readers.detect import open_source
+from elmo_stream.data.rows import LabelNameRows
 from elmo_stream.data.shard import convert
 from elmo_stream.data.store import open_store
+from elmo_stream.data.tokenize import Tokenizer
 from elmo_stream.errors import UserError
 
 TRAIN = [("red shoes", [0, 2]), ("blue shoes", [2, 3]), ("a book", [1]), ("red book", [1, 2])]
@@ -41,6 +43,17 @@ def test_labels_of_one_name_stay_two_labels_and_keep_their_texts(tmp_path):
         "Shoes #2": "Shoes to run",
     }
     assert any("3 labels have no name or share one" in note for note in notes)
+
+
+def test_a_label_without_a_text_is_trained_on_by_its_name(tmp_path):
+    train = write(tmp_path)
+    (tmp_path / "lbl.json").write_text('{"title": "Shoes"}\n' + '{"title": ""}\n' * 3)
+    convert([train], tmp_path / "store", tokenizer="train:64", workers=1)
+    rows = LabelNameRows(tmp_path / "store", seed=0).read_between(0, 4)
+    names = LabelNames(tmp_path / "store" / "labels")[rows.labels]
+    expected, offsets, _ = Tokenizer.load(tmp_path / "store" / "tokenizer").encode_batch(names)
+    assert sorted(names) == ["#1", "#2", "#3", "Shoes"]
+    assert (rows.tokens.tolist(), rows.token_offsets.tolist()) == (expected.tolist(), offsets.tolist())
 
 
 @pytest.mark.parametrize("ending", ["json", "csv"])
