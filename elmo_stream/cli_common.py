@@ -1,12 +1,13 @@
 """What all verbs share: errors as one sentence with an exit code, common options, and how results are shown."""
 
 import json
+import os
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,6 +56,7 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with _ending_signals() as caught:
             try:
+                _require_working_folder()
                 return super().invoke(ctx)
             except (click.ClickException, click.exceptions.Exit):
                 raise
@@ -66,11 +68,18 @@ class Verbs(click.Group):
                     message, code = f"ended by {signal.Signals(caught[0]).name}.", 128 + caught[0]
                 else:
                     message, code = _explain(error)
-        click.echo(f"error: {message}", err=True)
+        say(f"error: {message}")
         ctx.exit(code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+def _require_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the folder that this was called in is not there any more; go to another one.") from error
 
 
 @contextmanager
@@ -155,8 +164,9 @@ def on_oom_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def say(line: str) -> None:
-    """A line for the person who watches; results alone go to stdout."""
-    click.echo(line, err=True)
+    """A line for the person who watches, who may have gone; results alone go to stdout."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 class ProgressLines:

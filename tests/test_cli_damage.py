@@ -176,3 +176,26 @@ def test_what_a_disk_cannot_hold_is_refused_before_it_is_written(
     monkeypatch.undo()
     assert run_cli(*tokenized, "--workers", 1).exit_code == 0
     assert run_cli("train", store, "--out", tmp_path / "other", *BAG).exit_code == 0
+
+
+def test_a_reader_of_messages_that_goes_away_neither_ends_the_work_nor_changes_its_exit_code(
+    store: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "elmo_stream"]
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full, which refuses what is written")
+    with open("/dev/full", "wb") as full:
+        refused = subprocess.run([*command, "evaluate", tmp_path / "nope"], stderr=full)
+        trained = subprocess.run([*command, "train", store, "--out", tmp_path / "run", *BAG], stderr=full)
+    assert (refused.returncode, trained.returncode) == (2, 0)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
+
+
+def test_a_folder_and_a_store_that_are_gone_are_said(run: Path, tmp_path: Path) -> None:
+    script = "import os, sys; os.mkdir(sys.argv[1]); os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]); "
+    script += "from elmo_stream.cli import main; main(['doctor'])"
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "gone"], capture_output=True, text=True)
+    assert done.returncode == 2 and "not there any more" in done.stderr
+    shutil.copytree(run, tmp_path / "run")
+    _sign(tmp_path / "run", store=str(tmp_path / "moved"))
+    assert_refused(run_cli("evaluate", tmp_path / "run"), "evaluate RUN STORE")

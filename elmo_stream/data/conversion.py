@@ -30,7 +30,7 @@ from elmo_stream.data.readers.unpack import UnpackTask, unpack_file
 from elmo_stream.data.tokenize import Tokenizer, load_tokenizer, open_tokenizer, wants_training
 from elmo_stream.data.workers import Workers
 from elmo_stream.errors import UserError
-from elmo_stream.files import list_files, locked, new_folder, remove, require_space
+from elmo_stream.files import list_files, locked, new_folder, read_json, remove, require_space
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; a stage is such as "counting train", done and total are parts
@@ -209,7 +209,7 @@ class Conversion:
 
     def _sample(self, train: Sequence[EncodeTask]) -> Iterator[str]:
         for texts in self._pool.map(sample_texts, train, self._tick("tokenizer", "train")):
-            yield from texts
+            yield from read_json(texts)
 
     def _encode_tasks(self, split: str, counts: list[PartCounts]) -> list[EncodeTask]:
         first_rows = list(accumulate((part.rows for part in counts), initial=0))

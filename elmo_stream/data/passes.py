@@ -39,6 +39,7 @@ from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import new_folder, read_json, write_json_durably
 
 _COUNTS_FILE = "counts.json"
+_SAMPLE_FILE = "texts.json"
 
 
 @dataclass(frozen=True)
@@ -157,11 +158,19 @@ def count_runs(task: PartTask, counts: PartCounts) -> list[Run]:
     return [Run(task.folder("count"), name) for name in counts.runs]
 
 
-def sample_texts(task: EncodeTask) -> list[str]:
-    """The part's share of a uniform sample of training texts, the same whatever the parts are."""
-    chosen = task.positions() < TRAINING_TEXTS
-    instances = _kept(task.source)
-    return [instance.text[:TRAINING_TEXT_CHARACTERS] for take, instance in zip(chosen, instances, strict=False) if take]
+def sample_texts(task: EncodeTask) -> Path:
+    """The part's share of a uniform sample of training texts, the same whatever the parts are, as a file of JSON.
+
+    A worker that is killed while it sends much to its parent would leave that waiting for the rest.
+    """
+    folder = task.source.folder("sample")
+    if not folder.is_dir():
+        chosen = task.positions() < TRAINING_TEXTS
+        kept = zip(chosen, _kept(task.source), strict=False)
+        texts = [instance.text[:TRAINING_TEXT_CHARACTERS] for take, instance in kept if take]
+        with new_folder(folder) as temporary:
+            write_json_durably(temporary / _SAMPLE_FILE, texts)
+    return folder / _SAMPLE_FILE
 
 
 def encode_part(task: EncodeTask) -> PartEncoding:

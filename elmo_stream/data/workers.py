@@ -73,11 +73,11 @@ class Workers:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C, which reaches the whole group; it waits for this process."""
+    """Processes started meanwhile never see Ctrl-C or SIGTERM to the whole group; they wait for this process."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -86,7 +86,8 @@ def _interrupts_held() -> Iterator[None]:
 
 def _start_worker(lifeline: Connection) -> None:
     # Ctrl-C reaches the whole process group; only the parent reacts to it, by letting go of the lifeline.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # The processes are the parallelism; threads inside each would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()

@@ -105,7 +105,10 @@ def evaluate(
         UserError: no run, no store, no such split, or the store's labels or tokenizer are not the run's.
     """
     opened = open_run(run, memory)
-    store = store or Path(opened.info.store)
+    if store is None:
+        store = Path(opened.info.store)
+        if not store.is_dir():
+            raise UserError(f"{store}: the store of {run} is not there; give its new place: evaluate RUN STORE.")
     index = StoreIndex.load(store)
     if split not in index.splits:
         raise UserError(

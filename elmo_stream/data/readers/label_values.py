@@ -61,7 +61,8 @@ class LabelReader:
         limit = count if count is not None else len(self._names) if self._names else None
         for label in ids:
             if label < 0 or (limit is not None and label >= limit):
-                raise ValueError(f"label id {label} is not in 0...{limit - 1 if limit is not None else ''}.")
+                span = "0 or above" if limit is None else f"in 0...{limit - 1}"
+                raise ValueError(f"label id {label} is not {span}.")
         return [str(label) for label in ids] if self._names is None else self._names[ids]
 
     def _pieces(self, text: str) -> list[str]:

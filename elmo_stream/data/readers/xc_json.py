@@ -33,8 +33,9 @@ def read(part: Part, fields: Fields) -> Iterator[RawInstance]:
 
 def _ids(value: dict[str, Any], name: str) -> list[int]:
     ids = field(value, name, "--label-field")
-    if not isinstance(ids, list) or not all(type(label) is int for label in ids):
-        raise ValueError(f"field '{name}' is {kind_of(ids)}; expected a list of label ids such as [3, 17].")
+    odd = [kind_of(label) for label in ids if type(label) is not int] if isinstance(ids, list) else [kind_of(ids)]
+    if odd:
+        raise ValueError(f"field '{name}' holds {odd[0]}; expected a list of label ids such as [3, 17].")
     relevance = value.get("target_rel")
     if relevance is None:
         return ids
