@@ -8,6 +8,7 @@ and without a network.
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from elmo_stream.data.store import offsets_of, token_dtype
 from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
 from elmo_stream.pretrained import find_pretrained
+from elmo_stream.threads import DaemonThreads
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 TRAINING_TEXTS = 100_000
@@ -201,7 +203,12 @@ def _train(spec: str, max_length: int, texts: Iterable[str]) -> Tokenizer:
         limit_alphabet=size // 4,
         show_progress=False,
     )
-    inner.train_from_iterator((text[:TRAINING_TEXT_CHARACTERS] for text in texts), trainer)
+    cut = (text[:TRAINING_TEXT_CHARACTERS] for text in texts)
+    threads = DaemonThreads(1, "elmo-tokenizer")
+    try:  # a signal interrupts this waiting, but not the library
+        threads.submit(partial(inner.train_from_iterator, cut, trainer)).result()
+    finally:
+        threads.close(seconds=0)
     return Tokenizer(inner, kind="trained", source=spec, max_length=max_length)
 
 
