@@ -57,7 +57,7 @@ def test_fifty_rows_of_ones_own_go_all_the_way(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["labels"][0] for line in lines] == ["fruit", "water"]
     assert all(0 <= p <= 1 for line in lines for p in line["probabilities"])
-    assert_refused(run_cli("evaluate", folder), "no such folder")
+    assert_refused(run_cli("evaluate", folder), "evaluate RUN STORE")
 
 
 def test_evaluate_gives_the_contracts_json(run: Path, tmp_path: Path) -> None:
