@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from elmo_stream.data.readers.columns import Columns
 from elmo_stream.data.readers.instance import Fields, InputFile, Part, RawInstance, Source, refusal
-from elmo_stream.data.readers.lines import BOM, decode, read_instances, read_lines, split_lines
-from elmo_stream.files import reading
+from elmo_stream.data.readers.lines import begin_of, decode, read_instances, read_lines, split_lines
 
 
 def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
@@ -39,8 +38,7 @@ def _header(file: InputFile) -> tuple[list[str], int]:
             names = [name.strip() for name in _cells(decode(line))]
         except ValueError as error:
             raise refusal(file, offset, str(error)) from error
-        with reading(file.path) as stream:
-            return names, len(line) + (len(BOM) if stream.read(len(BOM)) == BOM else 0)
+        return names, begin_of(file) + len(line)
     raise refusal(file, 0, "the file is empty; expected a header line with the names of the fields.")
 
 
