@@ -28,11 +28,6 @@ class LockedError(ElmoStreamError):
     exit_code = 75
 
 
-def reason_of(error: BaseException) -> str:
-    """What a library's error says first, to stand within a sentence of ours; its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 

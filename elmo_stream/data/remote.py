@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self, TypeVar
 
 from elmo_stream.data.index import FILTERS, INDEX_NAME, StoreIndex
-from elmo_stream.errors import UserError, reason_of
+from elmo_stream.errors import UserError
 from elmo_stream.files import (
     MAX_JSON_BYTES,
     Readable,
@@ -209,4 +209,5 @@ def _skip(stream: IO[bytes], size: int) -> None:
 
 
 def _unreachable(url: str, error: BaseException) -> OSError:
-    return OSError(errno.EIO, f"cannot be read ({reason_of(error)})", url)
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return OSError(errno.EIO, f"cannot be read ({reason})", url)

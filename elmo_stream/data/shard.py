@@ -33,8 +33,10 @@ from elmo_stream.system import available_cpus
 
 _PART_BYTES = (2 << 20, 32 << 20)
 _PARTS = 64
-# Tokenizer and most tokens, by whether they are features.
-_DEFAULTS = {False: ("train:16000", 128), True: (BOW, MAX_LENGTH)}
+_DEFAULTS = {
+    False: ("train:16000", 128),
+    True: (BOW, MAX_LENGTH),
+}  # tokenizer and most tokens, of texts and of features
 
 
 def convert(

@@ -20,7 +20,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from elmo_stream.data.bow import BagOfFeatures, is_bow
 from elmo_stream.data.store import offsets_of, token_dtype
-from elmo_stream.errors import CorruptError, UserError, reason_of
+from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.files import read_json, write_bytes_durably, write_json_durably
 from elmo_stream.pretrained import find_pretrained
 from elmo_stream.threads import DaemonThreads
@@ -238,7 +238,8 @@ def _open_hub(name: str, max_length: int) -> Tokenizer:
             opened = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         inner = opened.backend_tokenizer
     except Exception as error:  # not found, no network, no fast tokenizer, a damaged download, ...
-        raise UserError(f"{tried}, and the Hugging Face hub did not give it ({reason_of(error)}).") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"{tried}, and the Hugging Face hub did not give it ({reason}).") from error
     return Tokenizer(inner, kind="pretrained", source=name, max_length=max_length)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from elmo_stream.config import PAD_MULTIPLE, EncoderConfig
-from elmo_stream.errors import CorruptError, UserError, reason_of
+from elmo_stream.errors import CorruptError, UserError
 from elmo_stream.pretrained import find_pretrained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -270,7 +270,7 @@ def restore_encoder(
         model = AutoModel.from_config(architecture, trust_remote_code=False)
     except (OSError, TypeError, ValueError) as error:
         raise CorruptError(
-            f"{folder / 'config.json'}: no architecture that can be restored ({reason_of(error)})."
+            f"{folder / 'config.json'}: no architecture that can be restored ({_reason(error)})."
         ) from error
     return Encoder(TransformerEncoder(model, config.pooling, config.checkpointing), config)
 
@@ -299,9 +299,13 @@ def _load_pretrained(name: str, tokenizer: Path | None) -> Any:
     except Exception as error:  # not found, no network, no safetensors, unknown architecture, damaged files, ...
         raise UserError(
             f"encoder.name: {name!r} is neither a model folder, nor an installed package that ships one, "
-            f"nor a model on the hub that can be reached ({reason_of(error)})."
+            f"nor a model on the hub that can be reached ({_reason(error)})."
         ) from error
     return model
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _check_tokenizer(name: str, folder: Path | None, tokenizer: Path) -> None:

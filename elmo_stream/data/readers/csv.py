@@ -20,7 +20,7 @@ from elmo_stream.data.readers.instance import (
     Source,
     refusal,
 )
-from elmo_stream.data.readers.lines import TOO_LONG, begin_of, check_rest_blank, decode, read_lines
+from elmo_stream.data.readers.lines import TOO_LONG, check_rest_blank, decode, read_lines
 from elmo_stream.files import reading
 
 _QUOTE, _NEWLINE = ord('"'), ord("\n")
@@ -94,7 +94,9 @@ def _header(file: InputFile) -> _Header:
             names = [name.strip() for name in _cells(record, delimiter)]
         except ValueError as error:
             raise refusal(file, offset, str(error)) from error
-        return _Header(names, delimiter, begin_of(file) + len(record))
+        with reading(file.path) as stream:
+            bom = 3 if stream.read(3) == b"\xef\xbb\xbf" else 0
+        return _Header(names, delimiter, bom + len(record))
     raise refusal(file, 0, "the file is empty; expected a header line with the names of the fields.")
 
 

@@ -154,12 +154,6 @@ def decode(line: bytes) -> str:
         ) from error
 
 
-def begin_of(file: InputFile) -> int:
-    """Where the first line begins: behind the byte order mark, where there is one."""
-    with reading(file.path) as stream:
-        return len(BOM) if stream.read(len(BOM)) == BOM else 0
-
-
 def encoding_of(file: InputFile) -> str:
     """UTF-8 where the whole file is that, else Latin-1, in which some of the repository's files are written."""
     decoder = codecs.getincrementaldecoder("utf-8")()

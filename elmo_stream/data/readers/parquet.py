@@ -6,7 +6,7 @@ from typing import Any
 
 from elmo_stream.data.readers.instance import Fields, InputFile, Part, RawInstance, Source, make_instance
 from elmo_stream.data.readers.label_values import LabelReader, kind_of
-from elmo_stream.errors import UserError, reason_of
+from elmo_stream.errors import UserError
 
 _BATCH_ROWS = 1024
 
@@ -111,4 +111,5 @@ def _refusal(file: InputFile, what: str, error: Exception) -> Exception:
     """Of the disk, which has a number, or of the file's bytes."""
     if isinstance(error, OSError) and error.errno:
         return OSError(error.errno, error.strerror, str(file.path))
-    return UserError(f"{file.name}: {what} ({reason_of(error)}).")
+    short = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    return UserError(f"{file.name}: {what} ({short}).")

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from elmo_stream.data.arrays import map_array
 from elmo_stream.data.readers.instance import Features, InputFile, refusal
-from elmo_stream.data.readers.lines import begin_of, read_lines, strip_end
+from elmo_stream.data.readers.lines import read_lines, strip_end
 from elmo_stream.errors import CorruptError, UserError
+from elmo_stream.files import reading
 
 MAX_COLUMNS = 2**31 - 1
 _HEADER = re.compile(rb"\s*(\d{1,15})\s+(\d{1,15})(?:\s+(\d{1,15}))?\s*")
@@ -24,8 +25,10 @@ def parse_header(line: bytes) -> tuple[int, ...] | None:
 
 def first_line(file: InputFile) -> tuple[bytes, int]:
     """The first line of a file, and where the second begins."""
+    with reading(file.path) as stream:
+        bom = 3 if stream.read(3) == b"\xef\xbb\xbf" else 0
     for _, line in read_lines(file, 0, file.path.stat().st_size):
-        return line, begin_of(file) + len(line)
+        return line, bom + len(line)
     return b"", 0
 
 

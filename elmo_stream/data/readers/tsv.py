@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from elmo_stream.data.readers.columns import Columns
 from elmo_stream.data.readers.instance import Fields, InputFile, Part, RawInstance, Source, refusal
-from elmo_stream.data.readers.lines import begin_of, decode, read_instances, read_lines, split_lines
+from elmo_stream.data.readers.lines import BOM, decode, read_instances, read_lines, split_lines
+from elmo_stream.files import reading
 
 
 def split(source: Source, fields: Fields, part_bytes: int) -> list[Part]:
@@ -38,7 +39,8 @@ def _header(file: InputFile) -> tuple[list[str], int]:
             names = [name.strip() for name in _cells(decode(line))]
         except ValueError as error:
             raise refusal(file, offset, str(error)) from error
-        return names, begin_of(file) + len(line)
+        with reading(file.path) as stream:
+            return names, len(line) + (len(BOM) if stream.read(len(BOM)) == BOM else 0)
     raise refusal(file, 0, "the file is empty; expected a header line with the names of the fields.")
 
 

@@ -6,7 +6,14 @@ A file that is not UTF-8 as a whole is read as Latin-1, in which some of the rep
 from collections.abc import Iterator
 
 from elmo_stream.data.readers.beside import pair_parts, read_labels
-from elmo_stream.data.readers.instance import Fields, Part, RawInstance, Source, make_instance, refusal
+from elmo_stream.data.readers.instance import (
+    Fields,
+    Part,
+    RawInstance,
+    Source,
+    make_instance,
+    refusal,
+)
 from elmo_stream.data.readers.lines import count_lines, encoding_of, read_lines, strip_end
 
 
